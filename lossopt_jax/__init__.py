@@ -1,0 +1,20 @@
+"""Losses, optimizers, metrics and learning rates for JAX: exact, fast, composable."""
+
+from lossopt_jax import losses, metrics, optimizers, schedules, transforms
+from lossopt_jax._core import cpu_compiler_options
+from lossopt_jax.transforms import (
+    GradientTransformation,
+    apply_updates,
+    chain,
+    compile_update,
+    get_hyperparams,
+    get_slot,
+    masked,
+    master_weights,
+    named_chain,
+    partition,
+    set_hyperparams,
+    stochastic_rounding,
+)
+
+__version__ = "0.1.0"

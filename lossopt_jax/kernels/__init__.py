@@ -1,0 +1,1 @@
+"""Hot array programs: each a plain jax.numpy reference plus backends that may decline. None is needed yet."""

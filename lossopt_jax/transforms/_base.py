@@ -1,0 +1,296 @@
+"""The protocol, the states, and the border that every gradient crosses twice.
+
+    update: check against the parameters → raise to compute dtype → _run → cast once to the parameter's dtype
+
+Between the members of a composition updates travel as a tree of arrays in compute dtype with None for every leaf that
+is not being trained; only the outermost `update` knows what the caller's leaves looked like.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lossopt_jax._core import (
+    accepts_keyword,
+    as_compute,
+    comparable,
+    complaint,
+    compute_dtype,
+    dtype_of,
+    first_difference,
+    is_array_like,
+    is_complex,
+    is_float0,
+    is_trainable,
+    leaf_paths,
+    map_arrays,
+    none_is_leaf,
+    standard_promotion,
+)
+
+# What a training loop may hand to any optimizer; whoever does not need it ignores it.
+EXTRA_ARGUMENTS = ("value", "grad", "value_fn", "key", "loss")
+
+
+class Hyperparameter(NamedTuple):
+    """A scalar in the state: `value` is what the last update used; a schedule is followed unless `pinned`."""
+
+    value: jax.Array
+    pinned: jax.Array
+
+
+class RuleState(NamedTuple):
+    """State of one rule: updates made so far (int32), named slots, hyperparameters by name."""
+
+    step: jax.Array
+    slots: dict[str, Any]
+    hyperparams: dict[str, Hyperparameter]
+
+
+class WrapperState(NamedTuple):
+    """State of a transform around another: the inner state, and what a RuleState has."""
+
+    inner: Any
+    step: jax.Array
+    slots: dict[str, Any]
+    hyperparams: dict[str, Hyperparameter]
+
+
+class PartitionState(NamedTuple):
+    """State of `partition`: one state per label, each with None where the label does not apply."""
+
+    groups: dict[str, Any]
+
+
+def _arguments(parts: dict[str, Any]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in parts.items())
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class GradientTransformation:
+    """An `(init, update)` pair: gradients in, updates out, state carried by the caller.
+
+    `init(params) → state` and `update(updates, state, params=None, **extra) → (updates, state)`, optax's calling
+    convention. `init, update = tx` works too. Frozen: transforms compare and hash by their arguments (arrays by
+    identity), print themselves and pickle.
+    """
+
+    def init(self, params: Any) -> Any:
+        """Make the state for a tree of parameters: arrays, `jax.ShapeDtypeStruct`s, None, or foreign objects."""
+        return self._init(params)
+
+    def update(self, updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        """Turn gradients into updates, to be added to the parameters by `apply_updates`.
+
+        Args:
+          updates: the gradients; the tree of the parameters, with the same shapes. A leaf that is None or float0 is
+            not trained in this step and passes through untouched; so does every leaf whose parameter is no floating
+            or complex array. For a complex leaf: the conjugate of what `jax.grad` returns, as in optax.
+          state: from `init` or the last `update`.
+          params: the parameters. Needed by some rules; decides the dtype of the result.
+          **extra: `value`, `grad`, `value_fn`, `key`, `loss`; ignored where unneeded.
+
+        Returns:
+          (updates, state): updates in the parameters' dtype (the gradients' without parameters).
+
+        Raises:
+          ValueError: tree or shapes differ from the parameters'; the message names the path.
+          TypeError: a gradient of the wrong kind, an unknown keyword, or a missing one that a rule needs.
+        """
+        self._check_extra(extra)
+        flow = enter(updates, params)
+        flow, state = self._run(flow, state, params, extra)
+        return leave(flow, updates, params), state
+
+    def _init(self, params: Any) -> Any:
+        raise NotImplementedError
+
+    def _run(self, updates: Any, state: Any, params: Any, extra: dict[str, Any]) -> tuple[Any, Any]:
+        """`update` without its border: uncast, on a tree that `enter` made."""
+        raise NotImplementedError
+
+    @property
+    def name(self) -> str:
+        """The name under which a chain keeps this member's state."""
+        return type(self).__name__.lower()
+
+    def _members(self) -> tuple["GradientTransformation", ...]:
+        """The transforms directly inside this one."""
+        return ()
+
+    def _accepts(self, keyword: str) -> bool:
+        return keyword in EXTRA_ARGUMENTS or any(member._accepts(keyword) for member in self._members())
+
+    def _check_extra(self, extra: dict[str, Any]) -> None:
+        for keyword in extra:
+            if not self._accepts(keyword):
+                raise TypeError(
+                    complaint("update", "keywords", f"be among {', '.join(EXTRA_ARGUMENTS)}", repr(keyword))
+                )
+
+    def _parts(self) -> dict[str, Any]:
+        """What it was built from, for repr and comparison."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    def __iter__(self) -> Iterator[Callable[..., Any]]:
+        return iter((self.init, self.update))
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def _key(self) -> Any:
+        return comparable(tuple(self._parts().items()))
+
+    def __repr__(self) -> str:
+        return f"{self.name}({_arguments(self._parts())})"
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Foreign(GradientTransformation):
+    """Another library's transform as a member: gets the parameters' dtype, has its output raised again."""
+
+    transformation: Any
+
+    @property
+    def name(self) -> str:
+        qualified = getattr(self.transformation.update, "__qualname__", type(self.transformation).__name__)
+        return qualified.split(".")[0]
+
+    def _accepts(self, keyword: str) -> bool:
+        return keyword in EXTRA_ARGUMENTS or accepts_keyword(self.transformation.update, keyword)
+
+    def _init(self, params: Any) -> Any:
+        with standard_promotion():
+            return self.transformation.init(_trainable_only(params))
+
+    def _run(self, updates: Any, state: Any, params: Any, extra: dict[str, Any]) -> tuple[Any, Any]:
+        known = {k: v for k, v in extra.items() if accepts_keyword(self.transformation.update, k)}
+        if params is not None:
+            params = _trainable_only(params)
+            updates = map_arrays(lambda u, p: u.astype(dtype_of(p)), updates, params)
+        with standard_promotion():
+            updates, state = self.transformation.update(updates, state, params, **known)
+        return map_arrays(as_compute, updates), state
+
+
+def as_transformation(where: str, candidate: Any) -> GradientTransformation:
+    """Ours as it is, another library's wrapped, anything else refused."""
+    if isinstance(candidate, GradientTransformation):
+        return candidate
+    if callable(getattr(candidate, "init", None)) and callable(getattr(candidate, "update", None)):
+        return Foreign(candidate)
+    hint = "call it: name(…)" if callable(candidate) else "pass transforms, not their names"
+    raise TypeError(complaint(where, "members", "have init and update", f"{candidate!r}", hint))
+
+
+def _trainable_only(params: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf if is_trainable(leaf) else None, params, is_leaf=none_is_leaf)
+
+
+def _check_gradient(path: str, gradient: Any, parameter: Any) -> None:
+    where = f"the gradient at {path!r}"
+    if not is_trainable(gradient):
+        raise TypeError(complaint("update", where, "be floating, complex, float0 or None", _describe(gradient)))
+    if parameter is None:
+        return
+    if not is_trainable(parameter):
+        remedy = "pass None or float0 for a leaf that is not trained"
+        raise TypeError(complaint("update", where, f"be None for {_describe(parameter)}", _describe(gradient), remedy))
+    if jnp.shape(gradient) != jnp.shape(parameter):
+        raise ValueError(
+            complaint("update", where, f"have shape {jnp.shape(parameter)}", jnp.shape(gradient), "nothing broadcasts")
+        )
+    if is_complex(gradient) and not is_complex(parameter):
+        raise TypeError(complaint("update", where, "be real like its parameter", _describe(gradient), "take its real"))
+
+
+def _describe(leaf: Any) -> str:
+    return f"{dtype_of(leaf)}{list(jnp.shape(leaf))}" if is_array_like(leaf) else repr(leaf)
+
+
+def _untrained(gradient: Any, parameter: Any) -> bool:
+    """Leaves that pass through: no gradient, or an integer one for a parameter that is no floating array."""
+    if gradient is None or is_float0(gradient):
+        return True
+    if parameter is None or is_trainable(parameter):
+        return False
+    return not is_trainable(gradient)
+
+
+def enter(updates: Any, params: Any) -> Any:
+    """Check the gradients against the parameters and raise them; None where nothing is trained."""
+    gradients, treedef = jax.tree.flatten(updates, is_leaf=none_is_leaf)
+    parameters: list[Any] = [None] * len(gradients)
+    if params is not None:
+        parameters, expected = jax.tree.flatten(params, is_leaf=none_is_leaf)
+        if expected != treedef:
+            raise ValueError(
+                complaint("update", "gradients", "have the tree of params", first_difference(params, updates))
+            )
+    flow = []
+    for index, (gradient, parameter) in enumerate(zip(gradients, parameters, strict=True)):
+        if _untrained(gradient, parameter) or (params is not None and parameter is None):
+            flow.append(None)
+            continue
+        if not (
+            isinstance(gradient, jax.Array)
+            and isinstance(parameter, jax.Array)
+            and gradient.shape == parameter.shape
+            and gradient.dtype == parameter.dtype
+            and jnp.issubdtype(gradient.dtype, jnp.inexact)
+        ):
+            _check_gradient(leaf_paths(updates)[index], gradient, parameter)
+        dtype = compute_dtype(dtype_of(gradient if parameter is None else parameter))
+        flow.append(jax.lax.convert_element_type(jnp.asarray(gradient), dtype))
+    return jax.tree.unflatten(treedef, flow)
+
+
+def leave(flow: Any, updates: Any, params: Any) -> Any:
+    """Cast to the dtype of the parameters (or of the gradients), and put the untrained leaves back."""
+
+    def cast(update: Any, gradient: Any, parameter: Any) -> Any:
+        if update is not None:
+            return update.astype(dtype_of(gradient if parameter is None else parameter))
+        if gradient is None or is_float0(gradient) or not is_array_like(gradient):
+            return gradient
+        return jnp.zeros_like(gradient)
+
+    reference = updates if params is None else params
+    return jax.tree.map(cast, flow, updates, reference, is_leaf=none_is_leaf)
+
+
+def apply_leaf(parameter: Any, update: Any) -> Any:
+    """p + u in compute dtype, rounded once to the parameter's."""
+    if update is None or is_float0(update) or not is_trainable(parameter):
+        return parameter
+    if jnp.shape(update) != jnp.shape(parameter):
+        raise ValueError(
+            complaint("apply_updates", "an update", f"have shape {jnp.shape(parameter)}", jnp.shape(update))
+        )
+    dtype = compute_dtype(dtype_of(parameter))
+    raised = jax.lax.convert_element_type(jnp.asarray(parameter), dtype)
+    return (raised + jax.lax.convert_element_type(jnp.asarray(update), dtype)).astype(dtype_of(parameter))
+
+
+def apply_updates(params: Any, updates: Any) -> Any:
+    """Add updates to parameters.
+
+    The sum is taken in float32 (float64 for float64) and rounded once; every parameter keeps its dtype, shape and
+    sharding. Leaves that are no floating or complex arrays, and leaves whose update is None, stay as they are.
+
+    Raises:
+      ValueError: the trees differ, or an update has another shape than its parameter.
+
+    Differs from: optax, where an update of another shape changes the parameter's, and an integer is truncated.
+    """
+    if jax.tree.structure(params, is_leaf=none_is_leaf) != jax.tree.structure(updates, is_leaf=none_is_leaf):
+        raise ValueError(
+            complaint("apply_updates", "updates", "have the tree of params", first_difference(params, updates))
+        )
+    return jax.tree.map(apply_leaf, params, updates, is_leaf=none_is_leaf)

@@ -1,0 +1,109 @@
+"""Sequential composition: one member's update is the next one's gradient."""
+
+import dataclasses
+import itertools
+from typing import Any
+
+from lossopt_jax._core import complaint
+from lossopt_jax.transforms._base import GradientTransformation, as_transformation
+from lossopt_jax.transforms._lift import RuleTransformation, WrapperTransformation
+from lossopt_jax.transforms._registry import registry
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Chain(GradientTransformation):
+    """Members in order; the state is a dict of their states under their names."""
+
+    names: tuple[str, ...]
+    members: tuple[GradientTransformation, ...]
+
+    def _init(self, params: Any) -> dict[str, Any]:
+        return {name: member._init(params) for name, member in zip(self.names, self.members, strict=True)}
+
+    def _run(self, updates: Any, state: Any, params: Any, extra: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        if not isinstance(state, dict) or set(state) != set(self.names):
+            got = sorted(state) if isinstance(state, dict) else type(state).__name__
+            raise TypeError(complaint("chain", "state", f"be a dict of {list(self.names)}", got))
+        after = {}
+        for name, member in zip(self.names, self.members, strict=True):
+            updates, after[name] = member._run(updates, state[name], params, extra)
+        return updates, after
+
+    def _members(self) -> tuple[GradientTransformation, ...]:
+        return self.members
+
+    def __repr__(self) -> str:
+        return f"chain({', '.join(map(repr, self.members))})"
+
+
+def flags_of(transformation: GradientTransformation) -> frozenset[str]:
+    """What a transform's rule declared about its place in a composition."""
+    lifted = isinstance(transformation, RuleTransformation | WrapperTransformation)
+    return transformation.rule.flags if lifted else frozenset()
+
+
+def as_member(where: str, candidate: Any) -> GradientTransformation:
+    """A transform that may stand inside another one."""
+    member = as_transformation(where, candidate)
+    if "outermost" in flags_of(member):
+        remedy = f"write {member.name}({where}(…)) instead"
+        raise ValueError(complaint(where, "members", f"not hold {member.name}, which must be outermost", "it", remedy))
+    return member
+
+
+def _unused(name: str, taken: list[str]) -> str:
+    candidates = (name if n == 1 else f"{name}_{n}" for n in itertools.count(1))
+    return next(candidate for candidate in candidates if candidate not in taken)
+
+
+@registry.register()
+def chain(*transformations: Any) -> GradientTransformation:
+    """Apply transforms one after the other.
+
+    Nested chains are flattened, so `chain(a, chain(b, c)) == chain(a, b, c)`, and the state is one dict
+    `{rule name: state}`, a second member of the same name being kept as `name_2`: the path of a slot does not depend
+    on what stands in front of it. Members of optax's are welcome. `chain()` changes nothing.
+
+    Args:
+      *transformations: transforms, or anything with `init` and `update`.
+
+    Raises:
+      TypeError: a member is no transform.
+      ValueError: a member that must be outermost.
+
+    Example:
+      >>> import lossopt_jax as lo
+      >>> lo.chain(lo.transforms.clip(1.0), lo.optimizers.sgd(0.1))
+      chain(clip(max_delta=1.0), scale_by_learning_rate(learning_rate=0.1, flip_sign=True))
+    """
+    names: list[str] = []
+    members: list[GradientTransformation] = []
+    for candidate in transformations:
+        member = as_member("chain", candidate)
+        parts = zip(member.names, member.members, strict=True) if isinstance(member, Chain) else [(member.name, member)]
+        for name, part in parts:
+            names.append(_unused(name, names))
+            members.append(part)
+    return Chain(tuple(names), tuple(members))
+
+
+@registry.register()
+def named_chain(*transformations: tuple[str, Any]) -> GradientTransformation:
+    """Apply transforms one after the other, keeping each one's state under the name given.
+
+    Args:
+      *transformations: pairs (name, transform). A chain among them stays one member with its own dict.
+
+    Raises:
+      ValueError: a name twice, or a member that must be outermost.
+      TypeError: a member is no transform.
+
+    Example:
+      >>> import lossopt_jax as lo
+      >>> sorted(lo.named_chain(("grow", lo.transforms.scale(2.0)), ("sgd", lo.optimizers.sgd(0.1))).init(0.0))
+      ['grow', 'sgd']
+    """
+    names = [name for name, _ in transformations]
+    if len(set(names)) != len(names):
+        raise ValueError(complaint("named_chain", "names", "differ", names))
+    return Chain(tuple(names), tuple(as_member("named_chain", member) for _, member in transformations))

@@ -1,0 +1,78 @@
+"""`compile_update`: the whole step as one program over donated memory."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from lossopt_jax._core import cpu_compiler_options, is_array_like, is_tracer, none_is_leaf
+from lossopt_jax.transforms._base import GradientTransformation, apply_leaf, as_transformation, enter
+
+
+def run_and_apply(
+    transformation: GradientTransformation, params: Any, state: Any, grads: Any, extra: dict[str, Any]
+) -> tuple[Any, Any]:
+    """One step without a rounding between the update and the sum: (params, state, grads) → (params, state)."""
+    transformation._check_extra(extra)
+    updates, state = transformation._run(enter(grads, params), state, params, extra)
+    return jax.tree.map(apply_leaf, params, updates, is_leaf=none_is_leaf), state
+
+
+def _arrays_only(tree: Any) -> Any:
+    """The tree with None for what `jit` cannot take: functions, strings, layers' settings."""
+    return jax.tree.map(lambda leaf: leaf if is_array_like(leaf) else None, tree, is_leaf=none_is_leaf)
+
+
+@dataclasses.dataclass(frozen=True)
+class CompiledUpdate:
+    """step(params, state, grads, **extra) → (params, state); see `compile_update`."""
+
+    transformation: GradientTransformation
+
+    def fn(self, params: Any, state: Any, grads: Any, **extra: Any) -> tuple[Any, Any]:
+        """The plain function, for use inside one's own `jit` with one's own options."""
+        return run_and_apply(self.transformation, params, state, grads, extra)
+
+    def __call__(self, params: Any, state: Any, grads: Any, **extra: Any) -> tuple[Any, Any]:
+        if any(is_tracer(leaf) for leaf in jax.tree.leaves((params, state, grads, extra))):
+            return self.fn(params, state, grads, **extra)
+        functions = tuple((name, value) for name, value in extra.items() if callable(value))
+        arrays = {name: value for name, value in extra.items() if not callable(value)}
+        after, state = self.jitted(_arrays_only(params), state, _arrays_only(grads), arrays, functions)
+        return jax.tree.map(lambda new, old: old if new is None else new, after, params, is_leaf=none_is_leaf), state
+
+    def lower(self, params: Any, state: Any, grads: Any, **extra: Any) -> Any:
+        """The lowered program, as `jax.jit(...).lower`: `.compile().as_text()`, `.memory_analysis()`."""
+        return self.jitted.lower(_arrays_only(params), state, _arrays_only(grads), extra, ())
+
+    @functools.cached_property
+    def jitted(self) -> Callable[..., Any]:
+        def step(params: Any, state: Any, grads: Any, arrays: dict[str, Any], functions: tuple[Any, ...]) -> Any:
+            return run_and_apply(self.transformation, params, state, grads, arrays | dict(functions))
+
+        # outputs in the order of the donated inputs: any other pairing costs a copy of every leaf
+        return jax.jit(step, donate_argnums=(0, 1), static_argnums=4, compiler_options=cpu_compiler_options())
+
+
+def compile_update(transformation: Any) -> CompiledUpdate:
+    """Compile a transform and the addition of its updates into one pass over memory.
+
+    `step(params, state, grads, **extra) → (params, state)`. Parameters and state are **donated**: they are updated in
+    place and the arrays passed in are gone afterwards. The update is added before it is rounded, once. Under a tracer
+    (inside `scan`, `jit`, `grad`) the plain function `step.fn` runs instead, and nothing is donated.
+
+    Args:
+      transformation: any transform, another library's included.
+
+    Example:
+      >>> import jax.numpy as jnp, lossopt_jax as lo
+      >>> params = {"w": jnp.ones(3)}
+      >>> tx = lo.optimizers.sgd(0.5)
+      >>> step = lo.compile_update(tx)
+      >>> params, state = step(params, tx.init(params), {"w": jnp.ones(3)})
+      >>> params["w"]
+      Array([0.5, 0.5, 0.5], dtype=float32)
+    """
+    return CompiledUpdate(as_transformation("compile_update", transformation))

@@ -1,0 +1,167 @@
+"""Transforms on a part of the tree. A leaf outside a group is None inside it: no slots, no work."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+
+from lossopt_jax._core import complaint, leaf_paths, none_is_leaf
+from lossopt_jax.transforms._base import GradientTransformation, PartitionState
+from lossopt_jax.transforms._chain import as_member, flags_of
+from lossopt_jax.transforms._registry import registry
+
+
+def _spread(where: str, prefix: Any, tree: Any) -> list[Any]:
+    """A label or mask per leaf, from a function of the tree or a tree prefix of it."""
+    if callable(prefix):
+        prefix = prefix(tree)
+    structure = jax.tree.structure(tree, is_leaf=none_is_leaf)
+    try:
+        return jax.tree.leaves(jax.tree.broadcast(prefix, tree, is_leaf=none_is_leaf), is_leaf=none_is_leaf)
+    except ValueError:
+        remedy = "give one value per leaf or subtree, or a function of the parameters"
+        raise ValueError(complaint(where, "the tree", f"be a prefix of {structure}", prefix, remedy)) from None
+
+
+def _keep(tree: Any, chosen: list[bool]) -> Any:
+    leaves, treedef = jax.tree.flatten(tree, is_leaf=none_is_leaf)
+    return jax.tree.unflatten(treedef, [leaf if keep else None for leaf, keep in zip(leaves, chosen, strict=True)])
+
+
+def _merge(first: Any, second: Any) -> Any:
+    return jax.tree.map(lambda a, b: b if a is None else a, first, second, is_leaf=none_is_leaf)
+
+
+def _walk(transformation: GradientTransformation) -> Iterator[GradientTransformation]:
+    yield transformation
+    for member in transformation._members():
+        yield from _walk(member)
+
+
+def _group_member(where: str, candidate: Any) -> GradientTransformation:
+    member = as_member(where, candidate)
+    for part in _walk(member):
+        if "global_statistic" in flags_of(part) and not dict(part.arguments).get("per_group", False):
+            remedy = f"put {part.name} in a chain before {where}, or say {part.name}(…, per_group=True)"
+            got = "the norm of one group only"
+            raise ValueError(complaint(where, part.name, "see the whole tree", got, remedy))
+    return member
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Masked(GradientTransformation):
+    """The inner transform on some leaves; its state and its name are the inner one's."""
+
+    inner: GradientTransformation
+    mask: Any
+
+    @property
+    def name(self) -> str:
+        return self.inner.name
+
+    def _members(self) -> tuple[GradientTransformation, ...]:
+        return (self.inner,)
+
+    def _chosen(self, tree: Any) -> list[bool]:
+        return [bool(keep) for keep in _spread("masked", self.mask, tree)]
+
+    def _init(self, params: Any) -> Any:
+        return self.inner._init(_keep(params, self._chosen(params)))
+
+    def _run(self, updates: Any, state: Any, params: Any, extra: dict[str, Any]) -> tuple[Any, Any]:
+        chosen = self._chosen(updates if params is None else params)
+        kept = None if params is None else _keep(params, chosen)
+        inside, state = self.inner._run(_keep(updates, chosen), state, kept, extra)
+        return _merge(inside, _keep(updates, [not keep for keep in chosen])), state
+
+    def __repr__(self) -> str:
+        return f"masked({self.inner!r}, {self.mask!r})"
+
+
+@registry.register()
+def masked(inner: Any, mask: Any) -> GradientTransformation:
+    """Apply a transform to some leaves; the others pass through **unchanged**, as raw gradients.
+
+    That is what a chain needs (weight decay on matrices only) and not what freezing means: a masked-out gradient that
+    reaches `apply_updates` is added to its parameter. To leave leaves alone give them None gradients, or a label of
+    their own in `partition`.
+
+    Args:
+      inner: a transform.
+      mask: a tree of bools or a prefix of one, or a function of the parameters that returns it. It may look at
+        structure, shapes and dtypes; it is evaluated while tracing.
+
+    Raises:
+      ValueError: the mask is no prefix of the parameters' tree, or `inner` holds a rule that must see the whole tree.
+
+    Source: the same meaning as optax's `masked`.
+    """
+    return Masked(_group_member("masked", inner), mask)
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Partition(GradientTransformation):
+    """One transform per label."""
+
+    labels_of: Any
+    groups: tuple[tuple[str, GradientTransformation], ...]
+
+    def _members(self) -> tuple[GradientTransformation, ...]:
+        return tuple(member for _, member in self.groups)
+
+    def _labels(self, tree: Any) -> list[Any]:
+        labels = _spread("partition", self.labels_of, tree)
+        known = {label for label, _ in self.groups}
+        leaves = jax.tree.leaves(tree, is_leaf=none_is_leaf)
+        for path, leaf, label in zip(leaf_paths(tree), leaves, labels, strict=True):
+            if leaf is not None and label not in known:
+                where = f"the label of {path!r}"
+                raise ValueError(complaint("partition", where, f"be among {sorted(map(str, known))}", repr(label)))
+        return labels
+
+    def _init(self, params: Any) -> PartitionState:
+        labels = self._labels(params)
+        return PartitionState(
+            {label: member._init(_keep(params, [own == label for own in labels])) for label, member in self.groups}
+        )
+
+    def _run(
+        self, updates: Any, state: PartitionState, params: Any, extra: dict[str, Any]
+    ) -> tuple[Any, PartitionState]:
+        labels = self._labels(updates if params is None else params)
+        result, groups = _keep(updates, [False] * len(labels)), {}
+        for label, member in self.groups:
+            chosen = [own == label for own in labels]
+            kept = None if params is None else _keep(params, chosen)
+            inside, groups[label] = member._run(_keep(updates, chosen), state.groups[label], kept, extra)
+            result = _merge(result, inside)
+        return result, PartitionState(groups)
+
+    def __repr__(self) -> str:
+        return f"partition({dict(self.groups)!r}, {self.labels_of!r})"
+
+
+@registry.register("multi_transform")
+def partition(transformations: Mapping[str, Any], param_labels: Any) -> GradientTransformation:
+    """Apply one transform per group of parameters.
+
+    Args:
+      transformations: label → transform.
+      param_labels: a tree of labels or a prefix of one, or a function of the parameters that returns it.
+
+    Raises:
+      ValueError: a leaf with a label that has no transform (the message names its path), or a rule that means the
+        whole tree, such as a global norm, inside a group without `per_group=True`.
+
+    Example:
+      >>> import lossopt_jax as lo
+      >>> sgd = lo.optimizers.sgd
+      >>> tx = lo.partition({"fast": sgd(0.1), "slow": sgd(0.01)}, {"w": "slow", "b": "fast"})
+      >>> sorted(lo.get_hyperparams(tx.init({"w": 1.0, "b": 0.0})))
+      ['fast/learning_rate', 'slow/learning_rate']
+    """
+    if not isinstance(transformations, Mapping):
+        raise TypeError(complaint("partition", "transformations", "map labels to transforms", f"{transformations!r}"))
+    groups = tuple((label, _group_member("partition", member)) for label, member in transformations.items())
+    return Partition(param_labels, groups)

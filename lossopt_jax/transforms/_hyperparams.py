@@ -1,0 +1,123 @@
+"""Reading and writing hyperparameters and slots of any state, ours inside anything."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lossopt_jax._core import check_scalar, complaint, none_is_leaf
+from lossopt_jax.transforms._base import Hyperparameter, RuleState, WrapperState
+
+
+def _is_hyperparameter(node: Any) -> bool:
+    return isinstance(node, Hyperparameter)
+
+
+def _names(path: tuple[Any, ...]) -> list[str]:
+    return [str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path]
+
+
+def _located(state: Any) -> tuple[list[str], list[Any], Any, list[bool]]:
+    """Full keys "<label>/<rule>/<name>" of the hyperparameters, among all leaves of a state."""
+    entries, treedef = jax.tree_util.tree_flatten_with_path(state, is_leaf=_is_hyperparameter)
+    keys = []
+    for path, _ in entries:
+        names = _names(path)
+        labels = [names[i + 1] for i, name in enumerate(names[:-1]) if name == "groups"]
+        rules = [names[i - 1] for i, name in enumerate(names) if name == "hyperparams" and i]
+        keys.append("/".join([*labels, *rules[-1:], names[-1]] if names else []))
+    leaves = [leaf for _, leaf in entries]
+    return keys, leaves, treedef, [_is_hyperparameter(leaf) for leaf in leaves]
+
+
+def _short(full: str, all_keys: list[str]) -> str:
+    """The key without the rule's name, unless that would say two things."""
+    parts = full.split("/")
+    short = "/".join([*parts[:-2], parts[-1]])
+    same = [key for key in all_keys if "/".join([*key.split("/")[:-2], key.split("/")[-1]]) == short]
+    return short if len(same) == 1 else full
+
+
+def get_hyperparams(state: Any) -> dict[str, jax.Array]:
+    """The hyperparameters in a state: `{"learning_rate": …, "b1": …}`.
+
+    Works on the state of any composition, also inside another library's or a training state. In a group of
+    `partition` the key is `"<label>/learning_rate"`; a name that two rules of one chain share is `"<rule>/<name>"`.
+    A schedule's value is the one that the last update used (before the first: the one it will use).
+    """
+    keys, leaves, _, ours = _located(state)
+    named = [key for key, own in zip(keys, ours, strict=True) if own]
+    values = [leaf.value for leaf, own in zip(leaves, ours, strict=True) if own]
+    return {_short(key, named): value for key, value in zip(named, values, strict=True)}
+
+
+def set_hyperparams(state: Any, **values: Any) -> Any:
+    """A state with other hyperparameters; nothing is recompiled.
+
+    A value is pinned: a schedule is no longer followed until None releases it. The bare name sets every
+    hyperparameter of that name; `**{"encoder/learning_rate": 1e-4}` sets one group's.
+
+    Args:
+      state: any state that holds ours.
+      **values: numbers, 0-d arrays or tracers; None releases.
+
+    Raises:
+      ValueError: an unknown name (the message lists the known ones), or a concrete value out of range.
+      TypeError: no number.
+    """
+    keys, leaves, treedef, ours = _located(state)
+    named = [key for key, own in zip(keys, ours, strict=True) if own]
+    known = [_short(key, named) for key in named]
+    for name, value in values.items():
+        wanted = [i for i, key in enumerate(keys) if ours[i] and _matches(name, key, named)]
+        if not wanted:
+            raise ValueError(complaint("set_hyperparams", "names", f"be among {known}", repr(name)))
+        bare = name.split("/")[-1]
+        if value is not None and jnp.ndim(leaves[wanted[0]].value) == 0:
+            check_scalar("set_hyperparams", bare, value)
+        for i in wanted:
+            leaves[i] = _pinned(leaves[i], value)
+    return jax.tree.unflatten(treedef, leaves)
+
+
+def _matches(name: str, key: str, named: list[str]) -> bool:
+    return name in (key, _short(key, named)) or ("/" not in name and key.split("/")[-1] == name)
+
+
+def _pinned(old: Hyperparameter, value: Any) -> Hyperparameter:
+    pinned = jnp.full(jnp.shape(old.pinned), value is not None)
+    if value is None:
+        return Hyperparameter(old.value, pinned)
+    return Hyperparameter(jnp.array(jnp.broadcast_to(jnp.asarray(value, old.value.dtype), old.value.shape)), pinned)
+
+
+def _states(state: Any) -> Iterator[tuple[str, RuleState | WrapperState]]:
+    def is_state(node: Any) -> bool:
+        return isinstance(node, RuleState | WrapperState)
+
+    for path, node in jax.tree_util.tree_leaves_with_path(state, is_leaf=is_state):
+        if is_state(node):
+            yield (_names(path) or [""])[-1], node
+            if isinstance(node, WrapperState):
+                yield from _states(node.inner)
+
+
+def get_slot(state: Any, name: str) -> Any:
+    """A slot as a tree of the parameters: `get_slot(state, "mu")`, or `"scale_by_adam/mu"` where two rules have one.
+
+    Groups of a `partition` are put together again; leaves without the slot are None.
+
+    Raises:
+      ValueError: no such slot, or several rules that have one; the message lists what there is.
+    """
+    rule, _, slot = name.rpartition("/")
+    found = [(owner, node.slots[slot]) for owner, node in _states(state) if slot in node.slots and rule in ("", owner)]
+    owners = {owner for owner, _ in found}
+    if len(owners) != 1:
+        every = sorted({f"{owner}/{own}".lstrip("/") for owner, node in _states(state) for own in node.slots})
+        raise ValueError(complaint("get_slot", "name", f"say one of {every}", repr(name)))
+    tree = found[0][1]
+    for _, other in found[1:]:
+        tree = jax.tree.map(lambda a, b: b if a is None else a, tree, other, is_leaf=none_is_leaf)
+    return tree

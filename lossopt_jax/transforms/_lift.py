@@ -1,0 +1,361 @@
+"""The lifts: maths on one array becomes a transform over pytrees.
+
+    @elementwise(mu=Slot())
+    def ema(g, slots, t, *, b1: Scalar = 0.9):
+        mu = b1 * slots.mu + (1 - b1) * g
+        return mu, {"mu": mu}
+
+A rule sees a gradient, its slots and the number t of this update (1, 2, …), all in compute dtype, then whatever it
+declared in `needs`, then its arguments; it returns the update and the slots it changed. A parameter annotated
+`Scalar` is a hyperparameter and lives in the state; every other one is static. Everything else is done here, once:
+step counter, slots, dtypes, leaves that are not trained, complex leaves, hyperparameters, extra arguments, checks,
+and one trace per distinct leaf signature.
+
+    elementwise   one array, no operation across elements: may be cut, packed, quantised, sharded any way
+    leafwise      one array with its shape
+    treewise      the list of all trained arrays
+    wrapper       an inner transform that it runs
+"""
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lossopt_jax._core import (
+    as_compute,
+    as_default_float,
+    check_scalar,
+    complaint,
+    default_float,
+    dtype_of,
+    first_difference,
+    is_complex,
+    is_trainable,
+    leaf_paths,
+    leaf_seed,
+    none_is_leaf,
+    standard_promotion,
+)
+from lossopt_jax.transforms._base import (
+    GradientTransformation,
+    Hyperparameter,
+    RuleState,
+    WrapperState,
+    as_transformation,
+)
+from lossopt_jax.transforms._rule import Rule, Slot, declare, program
+
+_LAST_STEP = 2**31 - 1
+
+
+def _evaluate(value: Any, step: jax.Array) -> jax.Array:
+    """A hyperparameter's value at a step: itself, or what its schedule says."""
+    if not callable(value):
+        return as_default_float(value)
+    with standard_promotion():
+        return as_default_float(value(step))
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class _Lifted(GradientTransformation):
+    """What every lifted transform shares: hyperparameters, slots, the step, and what the rule needs."""
+
+    rule: Rule
+    arguments: tuple[tuple[str, Any], ...]
+
+    @property
+    def name(self) -> str:
+        return self.rule.name
+
+    def _parts(self) -> dict[str, Any]:
+        return dict(self.arguments)
+
+    def _key(self) -> Any:
+        return self.rule, super()._key()
+
+    @property
+    def _statics(self) -> tuple[tuple[str, Any], ...]:
+        return self.rule.statics(self.arguments)
+
+    def _memory(self, params: Any) -> tuple[jax.Array, dict[str, Any], dict[str, Hyperparameter]]:
+        """The step, slots and hyperparameters of a new state."""
+        step, arguments = jnp.zeros((), jnp.int32), dict(self.arguments)
+        hyperparams = {
+            name: Hyperparameter(_evaluate(arguments[name], step), jnp.zeros((), bool)) for name in self.rule.scalars
+        }
+        arguments |= {name: hyper.value for name, hyper in hyperparams.items()}
+
+        def make(slot: Slot) -> Any:
+            if slot.per == "tree":
+                return slot.make(None, arguments)
+            return jax.tree.map(
+                lambda p: slot.make(p, arguments) if is_trainable(p) else None, params, is_leaf=none_is_leaf
+            )
+
+        return step, {name: make(slot) for name, slot in self.rule.slots.items()}, hyperparams
+
+    def _advance(self, state: Any) -> tuple[jax.Array, jax.Array, dict[str, Hyperparameter]]:
+        """The next step, its number t, and the hyperparameters of this update; a step past int32 stays there."""
+        step = jnp.where(state.step < _LAST_STEP, state.step + 1, state.step)
+        arguments = dict(self.arguments)
+        hyperparams = {}
+        for name, (value, pinned) in state.hyperparams.items():
+            if callable(arguments[name]):
+                value = jnp.where(pinned, value, _evaluate(arguments[name], state.step).astype(value.dtype))
+            hyperparams[name] = Hyperparameter(value, pinned)
+        return step, step.astype(default_float()), hyperparams
+
+    def _shared(self, state: Any, t: jax.Array, scalars: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """The slots that all leaves share, after the rule's scalar-only part has run."""
+        shared = {name: state.slots[name] for name in self.rule.slots_per("tree")}
+        if self.rule.once is None:
+            return shared
+        changed = self.rule.once(SimpleNamespace(**shared), t, **scalars, **dict(self._statics))
+        return shared | {name: value.astype(shared[name].dtype) for name, value in changed.items()}
+
+    def _need(self, need: str, updates: Any, state: Any, params: Any, extra: dict[str, Any]) -> Any:
+        """What the rule declared, for the whole tree: a tree for params, grad and key, else the thing itself."""
+        if need == "key":
+            seeds = [leaf_seed(state.slots["seed"], state.step, path) for path in leaf_paths(updates)]
+            return jax.tree.unflatten(jax.tree.structure(updates, is_leaf=none_is_leaf), seeds)
+        given = params if need == "params" else extra.get(need)
+        if given is None:
+            call = "tx.update(grads, state, params)" if need == "params" else f"tx.update(…, {need}=…)"
+            remedy = f"call {call}, through lo.interop.to_optax inside a chain of optax's"
+            raise TypeError(complaint(self.name, need, "be given to update", "nothing", remedy))
+        return as_default_float(given) if need == "value" else given
+
+    def _check_state(self, state: Any, kind: type) -> None:
+        if not isinstance(state, kind):
+            remedy = "pass the state of this transform's init"
+            raise TypeError(complaint(self.name, "state", f"be a {kind.__name__}", type(state).__name__, remedy))
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class RuleTransformation(_Lifted):
+    """A rule lifted over trees: elementwise, leafwise or treewise."""
+
+    def _init(self, params: Any) -> RuleState:
+        if self.rule.lift == "leafwise":
+            self._refuse_complex(params)
+        return RuleState(*self._memory(params))
+
+    def _refuse_complex(self, params: Any) -> None:
+        for path, leaf in zip(leaf_paths(params), jax.tree.leaves(params, is_leaf=none_is_leaf), strict=True):
+            if is_trainable(leaf) and is_complex(leaf):
+                where = f"the parameter at {path!r}"
+                raise TypeError(complaint(self.name, where, "be real", dtype_of(leaf), "train real and imaginary part"))
+
+    def _run(self, updates: Any, state: RuleState, params: Any, extra: dict[str, Any]) -> tuple[Any, RuleState]:
+        self._check_state(state, RuleState)
+        rule = self.rule
+        step, t, hyperparams = self._advance(state)
+        scalars = {name: hyper.value for name, hyper in hyperparams.items()}
+        shared = self._shared(state, t, scalars)
+
+        gradients, treedef = jax.tree.flatten(updates, is_leaf=none_is_leaf)
+        active = [index for index, gradient in enumerate(gradients) if gradient is not None]
+        held = {name: self._leaves(state.slots[name], treedef, updates) for name in rule.slots_per("leaf")}
+        needs = [
+            self._leaves(given, treedef, updates, raised=True) if (need in ("params", "grad", "key")) else _Same(given)
+            for need in rule.needs
+            for given in [self._need(need, updates, state, params, extra)]
+        ]
+        run = program(rule, self._statics)
+        if rule.lift == "treewise":
+            slots = {name: [leaves[i] for i in active] for name, leaves in held.items()}
+            rows = tuple(n.value if isinstance(n, _Same) else [n[i] for i in active] for n in needs)
+            new, changed = _treewise(run, [gradients[i] for i in active], slots | shared, t, scalars, rows)
+            shared = {name: changed[name] for name in shared}
+            outcomes = [(u, {name: changed[name][k] for name in held}) for k, u in enumerate(new)]
+        else:
+            outcomes = [
+                run(
+                    gradients[i],
+                    {name: leaves[i] for name, leaves in held.items()} | shared,
+                    t,
+                    scalars,
+                    tuple(need[i] for need in needs),
+                )
+                for i in active
+            ]
+        for i, (update, changed) in zip(active, outcomes, strict=True):
+            gradients[i] = update
+            for name, leaves in held.items():
+                leaves[i] = changed[name]
+        slots = {name: jax.tree.unflatten(treedef, leaves) for name, leaves in held.items()} | shared
+        return jax.tree.unflatten(treedef, gradients), RuleState(step, slots, hyperparams)
+
+    def _leaves(self, tree: Any, treedef: Any, updates: Any, raised: bool = False) -> list[Any]:
+        leaves, structure = jax.tree.flatten(tree, is_leaf=none_is_leaf)
+        if structure != treedef:
+            remedy = "pass gradients of the parameters that init saw"
+            gap = first_difference(tree, updates)
+            raise ValueError(complaint(self.name, "gradients", "have the tree of the state", gap, remedy))
+        return [as_compute(leaf) if raised and is_trainable(leaf) else leaf for leaf in leaves]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Same:
+    """One thing for every leaf, indexed like a list of leaves."""
+
+    value: Any
+
+    def __getitem__(self, index: int) -> Any:
+        return self.value
+
+
+def _treewise(run: Callable[..., Any], gradients: list[Any], slots: dict[str, Any], *rest: Any) -> Any:
+    """A treewise rule sees a complex leaf as two real ones, so that its inner products are real."""
+    split = [is_complex(g) for g in gradients]
+
+    def cut(leaves: list[Any]) -> list[Any]:
+        pairs = [(jnp.real(x), jnp.imag(x)) if two else (x,) for x, two in zip(leaves, split, strict=True)]
+        return [part for pair in pairs for part in pair]
+
+    def join(leaves: list[Any]) -> list[Any]:
+        parts = iter(leaves)
+        return [jax.lax.complex(next(parts), next(parts)) if two else next(parts) for two in split]
+
+    def over_lists(function: Callable[[list[Any]], list[Any]], tree: Any) -> Any:
+        def is_list(node: Any) -> bool:
+            return isinstance(node, list)
+
+        return jax.tree.map(lambda node: function(node) if is_list(node) else node, tree, is_leaf=is_list)
+
+    if not any(split):
+        return run(gradients, slots, *rest)
+    new, changed = run(cut(gradients), *over_lists(cut, (slots, *rest)))
+    return join(new), over_lists(join, changed)
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class WrapperTransformation(_Lifted):
+    """A rule around an inner transform, which it runs when and on what it likes."""
+
+    inner: GradientTransformation
+
+    def _parts(self) -> dict[str, Any]:
+        return {"inner": self.inner} | super()._parts()
+
+    def _members(self) -> tuple[GradientTransformation, ...]:
+        return (self.inner,)
+
+    def _init(self, params: Any) -> WrapperState:
+        return WrapperState(self.inner._init(params), *self._memory(params))
+
+    def _run(self, updates: Any, state: WrapperState, params: Any, extra: dict[str, Any]) -> tuple[Any, WrapperState]:
+        self._check_state(state, WrapperState)
+        step, t, hyperparams = self._advance(state)
+        scalars = {name: hyper.value for name, hyper in hyperparams.items()}
+        shared = self._shared(state, t, scalars)
+        needs = [self._need(need, updates, state, params, extra) for need in self.rule.needs]
+
+        def run(updates: Any, params: Any) -> tuple[Any, Any]:
+            return self.inner._run(updates, state.inner, params, extra)
+
+        slots = state.slots | shared
+        updates, inner, changed = self.rule.function(
+            run, updates, SimpleNamespace(**slots), t, *needs, **scalars, **dict(self._statics)
+        )
+        return updates, WrapperState(inner, step, slots | changed, hyperparams)
+
+
+def _constructor(rule: Rule) -> Callable[..., GradientTransformation]:
+    """The public function: the rule's keyword part as its signature, checked and bound into a transform."""
+    parameters = [p.replace(kind=p.POSITIONAL_OR_KEYWORD) for p in rule.parameters]
+    if rule.lift == "wrapper":
+        parameters.insert(0, inspect.Parameter("inner", inspect.Parameter.POSITIONAL_OR_KEYWORD))
+    signature = inspect.Signature(parameters, return_annotation=GradientTransformation)
+
+    @functools.wraps(rule.function)
+    def make(*args: Any, **kwargs: Any) -> GradientTransformation:
+        try:
+            bound = signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"{rule.name}: {error}; its arguments are {signature}") from None
+        bound.apply_defaults()
+        arguments = dict(bound.arguments)
+        inner = arguments.pop("inner", None)
+        for name, value in arguments.items():
+            if name not in rule.scalars:
+                _check_static(rule.name, name, value)
+            elif not callable(value):
+                check_scalar(rule.name, name, value)
+        if rule.lift == "wrapper":
+            return WrapperTransformation(rule, tuple(arguments.items()), as_transformation(rule.name, inner))
+        return RuleTransformation(rule, tuple(arguments.items()))
+
+    make.__signature__ = signature
+    make.__annotations__ = {p.name: p.annotation for p in parameters} | {"return": GradientTransformation}
+    make.rule = rule
+    del make.__wrapped__
+    return make
+
+
+def _check_static(where: str, name: str, value: Any) -> None:
+    try:
+        hash(value)
+    except TypeError:
+        raise TypeError(complaint(where, name, "be hashable", f"{value!r}", "pass a number, name or tuple")) from None
+
+
+_Decorator = Callable[[Callable[..., Any]], Callable[..., GradientTransformation]]
+
+
+def _lift(kind: str, *declaration: Any) -> _Decorator:
+    return lambda function: _constructor(declare(function, kind, *declaration))
+
+
+def elementwise(*, needs: tuple[str, ...] = (), once: Any = None, **slots: Slot) -> _Decorator:
+    """Lift maths on one array without any operation across its elements.
+
+    The promise pays: such a rule may be cut into blocks, packed, quantised or sharded any way.
+
+    Args:
+      needs: what else the rule wants after t: "params", "value", "grad", "key" (then also a static `seed`).
+      once: scalar-only maths, run once per step: (slots, t, **arguments) → changed tree slots.
+      **slots: the rule's memory, by name.
+    """
+    return _lift("elementwise", slots, needs, once, ())
+
+
+def leafwise(*, needs: tuple[str, ...] = (), once: Any = None, **slots: Slot) -> _Decorator:
+    """Lift maths on one array that needs its shape: norms, rows and columns, matrices. Arguments as `elementwise`."""
+    return _lift("leafwise", slots, needs, once, ())
+
+
+def treewise(
+    *, needs: tuple[str, ...] = (), once: Any = None, flags: tuple[str, ...] = (), **slots: Slot
+) -> _Decorator:
+    """Lift maths on all arrays at once, as lists of the trained leaves (a complex leaf as two real ones).
+
+    Args:
+      needs: also "value_fn".
+      once: as `elementwise`.
+      flags: "global_statistic" for a rule that means the whole tree and would be wrong in a group.
+      **slots: per="leaf" ones are lists too; per="tree" ones may be returned like them.
+    """
+    return _lift("treewise", slots, needs, once, flags)
+
+
+def wrapper(*, needs: tuple[str, ...] = (), once: Any = None, flags: tuple[str, ...] = (), **slots: Slot) -> _Decorator:
+    """Lift a transform around a transform.
+
+    The rule is `rule(run, updates, slots, t, *needs, **arguments) → (updates, inner state, changed slots)`, where
+    `run(updates, params) → (updates, inner state)` runs the inner transform once. Trees have None where nothing is
+    trained.
+
+    Args:
+      needs: as `elementwise`, but whole trees.
+      once: as `elementwise`.
+      flags: "outermost" for a transform whose updates nothing may change any more.
+      **slots: the wrapper's memory, by name.
+    """
+    return _lift("wrapper", slots, needs, once, flags)

@@ -1,0 +1,77 @@
+"""Training parameters of low precision. Both wrappers are outermost: they decide the value that will be stored."""
+
+import jax
+import jax.numpy as jnp
+
+from lossopt_jax._core import as_compute, compute_dtype, dtype_of, is_complex, map_arrays, random_bits
+from lossopt_jax.transforms._lift import wrapper
+from lossopt_jax.transforms._registry import registry
+from lossopt_jax.transforms._rule import Slot
+
+
+def _difference(stored: jax.Array, parameter: jax.Array) -> jax.Array:
+    return as_compute(stored) - as_compute(parameter)
+
+
+@registry.register()
+@wrapper(needs=("params",), flags=("outermost",), master=Slot(fill=as_compute, exact=True))
+def master_weights(run, updates, slots, t, params):
+    """Train a float32 copy of the parameters and store its rounding.
+
+        W ← W + inner(g; W)
+        u = round(W) − w,      so that w + u = round(W)
+
+    Parameters that are float32 or better are their own master: the copy holds the same bits.
+
+    Slots: master (1 × parameters, float32 or better).  Lift: wrapper, outermost.
+    Source: Micikevicius et al. 2018, arXiv:1710.03740, section 3.1.
+    """
+    steps, inner = run(updates, slots.master)
+    master = map_arrays(jnp.add, slots.master, steps)
+    emitted = map_arrays(lambda u, w, p: _difference(w.astype(dtype_of(p)), p), updates, master, params)
+    return emitted, inner, {"master": master}
+
+
+def _round_real(value: jax.Array, dtype: jnp.dtype, bits: jax.Array) -> jax.Array:
+    """To one of the two neighbours in `dtype`, the nearer one with the larger probability: E = value."""
+    info = jnp.finfo(dtype)
+    exponent = jnp.maximum(jnp.frexp(value)[1] - 1, info.minexp)
+    spacing = jnp.ldexp(jnp.ones_like(value), exponent - info.nmant)
+    uniform = (bits >> jnp.uint32(8)).astype(jnp.float32) * jnp.float32(2**-24)
+    rounded = jnp.floor(value / spacing + uniform.astype(value.dtype)) * spacing
+    return jnp.where(jnp.isfinite(value), rounded, value).astype(dtype)
+
+
+def round_stochastically(value: jax.Array, dtype: jnp.dtype, seed: jax.Array) -> jax.Array:
+    """Round an array to a narrower dtype without bias, with bits that depend on seed and index alone."""
+    if compute_dtype(dtype) == dtype:
+        return value.astype(dtype)
+    return _round_real(value, dtype, random_bits(seed, value.shape))
+
+
+@registry.register()
+@wrapper(needs=("params", "key"), flags=("outermost",))
+def stochastic_rounding(run, updates, slots, t, params, seeds):
+    """Round new parameters up or down at random, so that steps below half a unit are not lost.
+
+        W = w + inner(g; w)
+        u = q − w,      q a neighbour of W in the parameter's dtype, E[q] = W
+
+    The random bits are a hash of seed, step, the leaf's path and the element's index: the same under any sharding,
+    in any group, and after a resume. Parameters of float32 or better are left to round as usual.
+
+    Args:
+      seed: any int.
+
+    Slots: seed (one uint32).  Lift: wrapper, outermost.
+    Source: Gupta et al. 2015, arXiv:1502.02551.
+    """
+    steps, inner = run(updates, params)
+
+    def emit(step: jax.Array, parameter: jax.Array, seed: jax.Array) -> jax.Array:
+        if is_complex(parameter):
+            return step
+        target = as_compute(parameter) + step
+        return _difference(round_stochastically(target, dtype_of(parameter), seed), parameter)
+
+    return map_arrays(emit, steps, params, seeds), inner, {}

@@ -1,0 +1,78 @@
+"""Factors and additions without memory."""
+
+from typing import Any
+
+from lossopt_jax._core import Scalar, complaint
+from lossopt_jax.transforms._base import GradientTransformation
+from lossopt_jax.transforms._groups import masked
+from lossopt_jax.transforms._lift import elementwise
+from lossopt_jax.transforms._registry import registry
+
+
+@registry.register()
+@elementwise()
+def scale(g, slots, t, *, step_size: Scalar):
+    """Multiply by a number: u = s g.
+
+    Args:
+      step_size: s, any real number.
+
+    Lift: elementwise.
+    """
+    return step_size * g, {}
+
+
+@registry.register()
+@elementwise()
+def scale_by_learning_rate(g, slots, t, *, learning_rate: Scalar, flip_sign: bool = True):
+    """Multiply by −η, which turns a gradient into a step downhill.
+
+        u = −η g,  or η g without flip_sign
+
+    Args:
+      learning_rate: η ≥ 0, a number, an array or a schedule; in the state as "learning_rate".
+      flip_sign: False to climb.
+
+    Lift: elementwise.
+    """
+    return (-learning_rate if flip_sign else learning_rate) * g, {}
+
+
+@registry.register()
+def scale_by_schedule(step_size_fn: Any) -> GradientTransformation:
+    """Multiply by a schedule: u = s(step) g, step = 0 at the first update. The sign is the schedule's.
+
+    Args:
+      step_size_fn: step (int32) → number; in the state as "step_size".
+
+    Raises:
+      TypeError: no callable.
+
+    Lift: elementwise.
+    """
+    if not callable(step_size_fn):
+        raise TypeError(complaint("scale_by_schedule", "step_size_fn", "be callable", f"{step_size_fn!r}", "use scale"))
+    return scale(step_size_fn)
+
+
+@elementwise(needs=("params",))
+def _add_decayed_weights(g, slots, t, p, *, weight_decay: Scalar = 0.0):
+    """Add a multiple of the parameter."""
+    return g + weight_decay * p, {}
+
+
+@registry.register()
+def add_decayed_weights(weight_decay: Any = 0.0, mask: Any = None) -> GradientTransformation:
+    """Add λ times the parameters: u = g + λ w.
+
+    Behind an adaptive rule this is decoupled weight decay (AdamW), in front of it L2 regularisation.
+
+    Args:
+      weight_decay: λ ≥ 0, a number, an array or a schedule.
+      mask: where to decay, as in `masked`; None for everywhere. A function of the parameters, never a schedule.
+
+    Needs the parameters.  Lift: elementwise.
+    Source: Loshchilov & Hutter 2019, arXiv:1711.05101.
+    """
+    decay = _add_decayed_weights(weight_decay)
+    return decay if mask is None else masked(decay, mask)
