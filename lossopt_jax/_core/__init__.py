@@ -1,6 +1,6 @@
 """What every room stands on: dtype policy, trees, static checks, registries, and fences around JAX versions."""
 
-from lossopt_jax._core._checks import check_scalar, complaint, concrete
+from lossopt_jax._core._checks import RANGES, check_scalar, complaint, concrete
 from lossopt_jax._core._dtypes import (
     as_compute,
     as_default_float,
@@ -11,8 +11,9 @@ from lossopt_jax._core._dtypes import (
     is_complex,
     is_float0,
     is_trainable,
+    widest_float,
 )
-from lossopt_jax._core._jax import cpu_compiler_options, is_tracer, standard_promotion
+from lossopt_jax._core._jax import CPU_FUSES_SUMS, cpu_compiler_options, is_tracer, standard_promotion, sums
 from lossopt_jax._core._random import leaf_seed, random_bits
 from lossopt_jax._core._registry import Registry
 from lossopt_jax._core._trees import first_difference, leaf_paths, map_arrays, none_is_leaf

@@ -32,6 +32,8 @@ RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
     "weight_decay": _NONNEGATIVE,
     "max_delta": _NONNEGATIVE,
     "max_norm": _NONNEGATIVE,
+    "initial_scale": _NONNEGATIVE,
+    "seed": ("be an integer in [0, 2³²)", lambda x: 0 <= x < 2**32 and x == int(x)),
     "label_smoothing": ("be in [0, 1]", lambda x: 0 <= x <= 1),
     "threshold": ("be a real number", lambda x: not math.isnan(x)),
     "batch_size": _POSITIVE,

@@ -1,5 +1,6 @@
 """The dtype policy: storage in whatever the user chose, arithmetic in float32 or better."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -13,8 +14,14 @@ def default_float() -> Any:
 
 
 def compute_dtype(dtype: Any) -> Any:
-    """The dtype arithmetic runs in: float32 for half precision, float32, float64 and complex as they are."""
-    return jnp.promote_types(dtype, jnp.float32)
+    """The dtype arithmetic runs in: float32 for integers and half precision; float64 and complex as they are."""
+    wide = jnp.issubdtype(dtype, jnp.inexact) and jnp.finfo(dtype).bits >= 32
+    return np.dtype(dtype) if wide else np.dtype(np.float32)
+
+
+def widest_float(dtypes: Iterable[Any]) -> Any:
+    """float64 if a dtype is of double precision, complex128 too, else float32."""
+    return np.dtype(np.float64 if any(jnp.finfo(dtype).bits == 64 for dtype in dtypes) else np.float32)
 
 
 def as_compute(value: Any) -> jax.Array:

@@ -1,7 +1,7 @@
 """Gradient → update: rules, and what wraps and composes them."""
 
 from lossopt_jax.transforms._adaptive import scale_by_adam, scale_by_amsgrad, scale_by_rms, scale_by_stddev
-from lossopt_jax.transforms._averages import debias, trace
+from lossopt_jax.transforms._averages import bias_correction, debias, trace
 from lossopt_jax.transforms._base import (
     GradientTransformation,
     Hyperparameter,

@@ -9,13 +9,18 @@ from lossopt_jax.transforms._registry import registry
 from lossopt_jax.transforms._rule import Slot
 
 
-def debias(average: jax.Array, decay: jax.Array, t: jax.Array) -> jax.Array:
-    """average / (1 − decayᵗ), what a moving average from zero is short of after t values.
+def bias_correction(decay: jax.Array, t: jax.Array) -> jax.Array:
+    """1 − decayᵗ, what a moving average from zero holds after t values.
 
-    1 − decayᵗ as −expm1(t·log1p(decay − 1)): the power itself loses up to 1.5e-3 in float32. The same rounded decay
-    must stand in the average, where its 1 − decay cancels.
+    As −expm1(t·log1p(decay − 1)): the power itself loses up to 1.5e-3 in float32. The same rounded decay must stand
+    in the average, where its 1 − decay cancels.
     """
-    return average / -jnp.expm1(t * jnp.log1p(decay - 1))
+    return -jnp.expm1(t * jnp.log1p(decay - 1))
+
+
+def debias(average: jax.Array, decay: jax.Array, t: jax.Array) -> jax.Array:
+    """average / (1 − decayᵗ)."""
+    return average / bias_correction(decay, t)
 
 
 @registry.register()

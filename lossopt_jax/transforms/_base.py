@@ -117,6 +117,11 @@ class GradientTransformation:
         """The name under which a chain keeps this member's state."""
         return type(self).__name__.lower()
 
+    @property
+    def _flags(self) -> frozenset[str]:
+        """What its rule declared about its place in a composition."""
+        return frozenset()
+
     def _members(self) -> tuple["GradientTransformation", ...]:
         """The transforms directly inside this one."""
         return ()
@@ -187,6 +192,15 @@ def as_transformation(where: str, candidate: Any) -> GradientTransformation:
         return Foreign(candidate)
     hint = "call it: name(…)" if callable(candidate) else "pass transforms, not their names"
     raise TypeError(complaint(where, "members", "have init and update", f"{candidate!r}", hint))
+
+
+def as_member(where: str, candidate: Any) -> GradientTransformation:
+    """A transform that may stand inside another one."""
+    member = as_transformation(where, candidate)
+    if "outermost" in member._flags:
+        remedy = f"write {member.name}({where}(…)) instead"
+        raise ValueError(complaint(where, "members", f"not hold {member.name}, which must be outermost", "it", remedy))
+    return member
 
 
 def _trainable_only(params: Any) -> Any:

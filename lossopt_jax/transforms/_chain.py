@@ -5,8 +5,7 @@ import itertools
 from typing import Any
 
 from lossopt_jax._core import complaint
-from lossopt_jax.transforms._base import GradientTransformation, as_transformation
-from lossopt_jax.transforms._lift import RuleTransformation, WrapperTransformation
+from lossopt_jax.transforms._base import GradientTransformation, as_member
 from lossopt_jax.transforms._registry import registry
 
 
@@ -34,21 +33,6 @@ class Chain(GradientTransformation):
 
     def __repr__(self) -> str:
         return f"chain({', '.join(map(repr, self.members))})"
-
-
-def flags_of(transformation: GradientTransformation) -> frozenset[str]:
-    """What a transform's rule declared about its place in a composition."""
-    lifted = isinstance(transformation, RuleTransformation | WrapperTransformation)
-    return transformation.rule.flags if lifted else frozenset()
-
-
-def as_member(where: str, candidate: Any) -> GradientTransformation:
-    """A transform that may stand inside another one."""
-    member = as_transformation(where, candidate)
-    if "outermost" in flags_of(member):
-        remedy = f"write {member.name}({where}(…)) instead"
-        raise ValueError(complaint(where, "members", f"not hold {member.name}, which must be outermost", "it", remedy))
-    return member
 
 
 def _unused(name: str, taken: list[str]) -> str:

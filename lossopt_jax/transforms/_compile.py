@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from lossopt_jax._core import cpu_compiler_options, is_array_like, is_tracer, none_is_leaf
+from lossopt_jax._core import complaint, cpu_compiler_options, is_array_like, is_tracer, leaf_paths, none_is_leaf
 from lossopt_jax.transforms._base import GradientTransformation, apply_leaf, as_transformation, enter
 
 
@@ -25,6 +25,15 @@ def _arrays_only(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf if is_array_like(leaf) else None, tree, is_leaf=none_is_leaf)
 
 
+def _shared(tree: Any) -> str:
+    """The first two paths that hold one array."""
+    first: dict[int, str] = {}
+    for path, leaf in zip(leaf_paths(tree), jax.tree.leaves(tree, is_leaf=none_is_leaf), strict=True):
+        if isinstance(leaf, jax.Array) and first.setdefault(id(leaf), path) != path:
+            return f"one for {first[id(leaf)]!r} and {path!r}"
+    return "one buffer twice"
+
+
 @dataclasses.dataclass(frozen=True)
 class CompiledUpdate:
     """step(params, state, grads, **extra) → (params, state); see `compile_update`."""
@@ -40,7 +49,14 @@ class CompiledUpdate:
             return self.fn(params, state, grads, **extra)
         functions = tuple((name, value) for name, value in extra.items() if callable(value))
         arrays = {name: value for name, value in extra.items() if not callable(value)}
-        after, state = self.jitted(_arrays_only(params), state, _arrays_only(grads), arrays, functions)
+        try:
+            after, state = self.jitted(_arrays_only(params), state, _arrays_only(grads), arrays, functions)
+        except RuntimeError as error:
+            if "donate" not in str(error):
+                raise
+            got = _shared({"params": params, "state": state, "grads": grads, **extra})
+            remedy = "what is updated in place is donated: give each leaf its own with jnp.copy"
+            raise ValueError(complaint("compile_update", "arrays", "be held once", got, remedy)) from None
         return jax.tree.map(lambda new, old: old if new is None else new, after, params, is_leaf=none_is_leaf), state
 
     def lower(self, params: Any, state: Any, grads: Any, **extra: Any) -> Any:
@@ -65,6 +81,9 @@ def compile_update(transformation: Any) -> CompiledUpdate:
 
     Args:
       transformation: any transform, another library's included.
+
+    Raises:
+      ValueError: one array in two places of (params, state, grads); nothing has been consumed then.
 
     Example:
       >>> import jax.numpy as jnp, lossopt_jax as lo

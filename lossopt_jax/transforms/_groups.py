@@ -7,8 +7,7 @@ from typing import Any
 import jax
 
 from lossopt_jax._core import complaint, leaf_paths, none_is_leaf
-from lossopt_jax.transforms._base import GradientTransformation, PartitionState
-from lossopt_jax.transforms._chain import as_member, flags_of
+from lossopt_jax.transforms._base import GradientTransformation, PartitionState, as_member
 from lossopt_jax.transforms._registry import registry
 
 
@@ -42,7 +41,7 @@ def _walk(transformation: GradientTransformation) -> Iterator[GradientTransforma
 def _group_member(where: str, candidate: Any) -> GradientTransformation:
     member = as_member(where, candidate)
     for part in _walk(member):
-        if "global_statistic" in flags_of(part) and not dict(part.arguments).get("per_group", False):
+        if "global_statistic" in part._flags and not dict(part.arguments).get("per_group", False):
             remedy = f"put {part.name} in a chain before {where}, or say {part.name}(…, per_group=True)"
             got = "the norm of one group only"
             raise ValueError(complaint(where, part.name, "see the whole tree", got, remedy))

@@ -28,6 +28,7 @@ import jax
 import jax.numpy as jnp
 
 from lossopt_jax._core import (
+    RANGES,
     as_compute,
     as_default_float,
     check_scalar,
@@ -47,7 +48,7 @@ from lossopt_jax.transforms._base import (
     Hyperparameter,
     RuleState,
     WrapperState,
-    as_transformation,
+    as_member,
 )
 from lossopt_jax.transforms._rule import Rule, Slot, declare, program
 
@@ -72,6 +73,10 @@ class _Lifted(GradientTransformation):
     @property
     def name(self) -> str:
         return self.rule.name
+
+    @property
+    def _flags(self) -> frozenset[str]:
+        return self.rule.flags
 
     def _parts(self) -> dict[str, Any]:
         return dict(self.arguments)
@@ -125,6 +130,8 @@ class _Lifted(GradientTransformation):
             seeds = [leaf_seed(state.slots["seed"], state.step, path) for path in leaf_paths(updates)]
             return jax.tree.unflatten(jax.tree.structure(updates, is_leaf=none_is_leaf), seeds)
         given = params if need == "params" else extra.get(need)
+        if given is None and need in ("params", "grad") and not jax.tree.leaves(updates):
+            return updates  # nothing is trained here: a lone leaf outside a mask is None, and so are its parameters
         if given is None:
             call = "tx.update(grads, state, params)" if need == "params" else f"tx.update(…, {need}=…)"
             remedy = f"call {call}, through lo.interop.to_optax inside a chain of optax's"
@@ -285,11 +292,11 @@ def _constructor(rule: Rule) -> Callable[..., GradientTransformation]:
         inner = arguments.pop("inner", None)
         for name, value in arguments.items():
             if name not in rule.scalars:
-                _check_static(rule.name, name, value)
+                _check_static(rule.name, signature.parameters[name], value)
             elif not callable(value):
                 check_scalar(rule.name, name, value)
         if rule.lift == "wrapper":
-            return WrapperTransformation(rule, tuple(arguments.items()), as_transformation(rule.name, inner))
+            return WrapperTransformation(rule, tuple(arguments.items()), as_member(rule.name, inner))
         return RuleTransformation(rule, tuple(arguments.items()))
 
     make.__signature__ = signature
@@ -299,11 +306,16 @@ def _constructor(rule: Rule) -> Callable[..., GradientTransformation]:
     return make
 
 
-def _check_static(where: str, name: str, value: Any) -> None:
+def _check_static(where: str, parameter: inspect.Parameter, value: Any) -> None:
+    if parameter.annotation is bool and not isinstance(value, bool):
+        raise TypeError(complaint(where, parameter.name, "be True or False", f"{value!r}"))
+    if parameter.name in RANGES:
+        check_scalar(where, parameter.name, value)
     try:
         hash(value)
     except TypeError:
-        raise TypeError(complaint(where, name, "be hashable", f"{value!r}", "pass a number, name or tuple")) from None
+        remedy = "pass a number, name or tuple"
+        raise TypeError(complaint(where, parameter.name, "be hashable", f"{value!r}", remedy)) from None
 
 
 _Decorator = Callable[[Callable[..., Any]], Callable[..., GradientTransformation]]

@@ -61,7 +61,7 @@ def stochastic_rounding(run, updates, slots, t, params, seeds):
     in any group, and after a resume. Parameters of float32 or better are left to round as usual.
 
     Args:
-      seed: any int.
+      seed: an integer in [0, 2³²).
 
     Slots: seed (one uint32).  Lift: wrapper, outermost.
     Source: Gupta et al. 2015, arXiv:1502.02551.

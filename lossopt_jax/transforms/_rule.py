@@ -11,7 +11,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from lossopt_jax._core import Scalar, complaint, compute_dtype, default_float, dtype_of, is_complex
+from lossopt_jax._core import Scalar, complaint, compute_dtype, default_float, dtype_of, is_complex, widest_float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +128,7 @@ def _call(
     needs: tuple[Any, ...],
 ) -> tuple[Any, dict[str, Any]]:
     """Run the rule on real arrays: everything in compute dtype going in, slots in their own dtype coming out."""
-    dtype = functools.reduce(jnp.promote_types, [leaf.dtype for leaf in jax.tree.leaves(g)], jnp.dtype(jnp.float32))
+    dtype = widest_float(leaf.dtype for leaf in jax.tree.leaves(g))
     if isinstance(g, list):
         seen, extras = _raise_each(g, (slots, needs), dtype)
     else:

@@ -1,0 +1,287 @@
+"""Cross entropies: of two outcomes or of classes, from logits or from probabilities, dense labels or integer."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lossopt_jax._core import concrete
+from lossopt_jax.losses._arithmetic import event_mean, guarded_product
+from lossopt_jax.losses._lift import loss
+from lossopt_jax.losses._softmax import softmax
+
+
+def _smooth(weights: jax.Array, amount: Any, outcomes: Any, where: Any = None) -> jax.Array:
+    """y (1 − α) + α / K, where the excluded of the K classes get nothing."""
+    if concrete(amount) and amount == 0:
+        return weights
+    alpha = jnp.asarray(amount, weights.dtype)
+    share = alpha / outcomes
+    return weights * (1 - alpha) + (share if where is None else jnp.where(where, share, 0.0))
+
+
+def _label_rows(labels: jax.Array, like: jax.Array, axis: int, ignore_index: Any) -> tuple[jax.Array, jax.Array]:
+    """Which examples count, and their one-hot labels; a label that is no class is a row of NaN, so its gradient is."""
+    labels = jnp.expand_dims(labels, axis)
+    valid = (labels >= 0) & (labels < like.shape[axis])
+    classes = jax.lax.broadcasted_iota(labels.dtype, like.shape, axis)
+    rows = jnp.where(valid, (classes == labels).astype(like.dtype), jnp.nan)
+    return jnp.ones_like(valid) if ignore_index is None else labels != ignore_index, rows
+
+
+@jax.custom_jvp
+def _surprise(p: jax.Array, complement: jax.Array) -> jax.Array:
+    """−log p, finite at 0, exact near 1 where the complement 1 − p is; NaN where p is no probability."""
+    p = _floored(p)
+    value = jnp.where(complement < 0.5, -jnp.log1p(-complement), -jnp.log(p))
+    return jnp.where(jnp.isnan(p), jnp.nan, value)
+
+
+@_surprise.defjvp
+def _surprise_jvp(primals: Any, tangents: Any) -> Any:
+    # The complement only lends its bits: p carries the whole derivative.
+    return _surprise(*primals), -tangents[0] / _floored(primals[0])
+
+
+def _floored(p: jax.Array) -> jax.Array:
+    floor = 1e-300 if p.dtype == jnp.float64 else 1e-30
+    # The slack is for rows of softmax, rounded; BCE checks p and 1 − p, so it has none.
+    return jnp.where((p >= 0) & (p <= 1 + 1e-3), jnp.where(p < floor, floor, p), jnp.nan)
+
+
+def _negative_log(predictions: jax.Array, axis: int, from_logits: bool) -> jax.Array:
+    if from_logits:
+        return softmax(predictions, axis)[0]
+    return _surprise(predictions, jnp.where(predictions > 1, 0.0, 1 - predictions))
+
+
+def _expected(weights: jax.Array, surprise: jax.Array, axis: int) -> jax.Array:
+    return jnp.sum(guarded_product(weights, surprise), axis)
+
+
+@loss("BCEWithLogitsLoss", task="binary", event=False, logits=True)
+def sigmoid_binary_cross_entropy(logits: Any, labels: Any, label_smoothing: Any = 0.0):
+    """Cross entropy of independent yes-or-no outcomes, from logits, of each element.
+
+        L(z, y) = −y log σ(z) − (1−y) log σ(−z) = |z| w + log1p(e^−|z|),      w = y if z < 0, else 1−y
+
+    Gradient: σ(z) − y, without forming 1 − σ. At z = ±∞ the limit: 0 on the label's side, ∞ on the other.
+
+    Args:
+      logits: [...], floating, any size.
+      labels: [...], same shape, in [0, 1]; bool and integer too.
+      label_smoothing: α in [0, 1]; labels become y (1−α) + ½ α.
+
+    Returns:
+      [...], float32 for half-precision input, one value per element.
+
+    Raises:
+      ValueError: shapes differ, or α is out of range.
+      TypeError: logits are not floating.
+
+    Example:
+      >>> sigmoid_binary_cross_entropy(jnp.array([0.0, 100.0]), jnp.array([1.0, 0.0]))
+      Array([  0.6931472, 100.       ], dtype=float32)
+
+    Differs from: optax at z = ±∞ (NaN there), and in half precision, computed there in that precision.
+    """
+    y = _smooth(labels, label_smoothing, 2)
+    size = jnp.where(logits < 0, -logits, logits)
+    against = jnp.where(logits < 0, y, 1 - y)
+    return guarded_product(against, size) + jnp.log1p(jnp.exp(-size))
+
+
+@loss("bce", "binary_cross_entropy", "BCELoss", task="binary", event=True, logits=None)
+def binary_crossentropy(probabilities: Any, targets: Any, from_logits: bool = False, label_smoothing: Any = 0.0):
+    """Cross entropy of yes-or-no outcomes, averaged over the last axis.
+
+        binary_crossentropy(p, y) = 1/D Σ_d −y_d log p_d − (1−y_d) log(1−p_d)
+
+    Gradient: −y/p + (1−y)/(1−p), over D. In it and in the logarithms p and 1−p are at least 1e-30 (float64: 1e-300),
+    so that p = 0 costs 69 and can be left, and p = y costs exactly 0. A float16 gradient overflows where 1/p does:
+    prefer logits wherever the last layer is known.
+
+    Args:
+      probabilities: [..., D], floating, in [0, 1]; logits with from_logits.
+      targets: [..., D], same shape, in [0, 1]; bool and integer too.
+      from_logits: whether predictions are logits; see `sigmoid_binary_cross_entropy`.
+      label_smoothing: α in [0, 1]; targets become y (1−α) + ½ α.
+
+    Returns:
+      [...], float32 for half-precision input, one value per example; NaN where a traced probability is none.
+
+    Raises:
+      ValueError: shapes differ, predictions are a scalar, α is out of range, or a concrete probability is.
+      TypeError: predictions are not floating.
+
+    Example:
+      >>> binary_crossentropy(jnp.array([[0.5], [1.0]]), jnp.array([[1.0], [1.0]]))
+      Array([0.6931472, 0.       ], dtype=float32)
+
+    Differs from: Keras, which clips at 1e-7 and loses the gradient there; torch `BCELoss`, which clamps log p at −100
+    and averages over the batch as well.
+    """
+    if from_logits:
+        return event_mean(sigmoid_binary_cross_entropy(probabilities, targets, label_smoothing))
+    p, q, y = probabilities, 1 - probabilities, _smooth(targets, label_smoothing, 2)
+    return event_mean(y * _surprise(p, q) + (1 - y) * _surprise(q, p))
+
+
+@loss(task="categorical", event=True, logits=True)
+def softmax_cross_entropy(logits: Any, labels: Any, axis: int = -1, where: Any = None, label_smoothing: Any = 0.0):
+    """Cross entropy of one choice among classes, from logits and one weight per class.
+
+        L(z, t) = −Σ_j t_j log softmax(z)_j,      0 · ∞ = 0
+
+    Gradient: p Σ_j t_j − t with respect to z, −log p with respect to t (0 where p = 0). A class of logit −∞ is no
+    choice: free without weight, ∞ with weight.
+
+    Args:
+      logits: [..., C], floating; classes along `axis`.
+      labels: [..., C], same shape, ≥ 0; they need not sum to 1.
+      axis: where the classes are.
+      where: [..., C], bool, same shape; False takes a class and its label out. A row all out costs 0.
+      label_smoothing: α in [0, 1]; labels become t (1−α) + α/K over the K classes that are in.
+
+    Returns:
+      [...], without the class axis, float32 for half-precision input.
+
+    Raises:
+      ValueError: shapes differ, predictions are a scalar, there is no class, or α is out of range.
+      TypeError: logits are not floating, or where is not bool.
+
+    Example:
+      >>> softmax_cross_entropy(jnp.array([[2.0, 0.0]]), jnp.array([[1.0, 0.0]]))
+      Array([0.126928], dtype=float32)
+
+    Differs from: optax and torch with infinite logits (NaN there), and where a class is certain (0 there).
+    """
+    outcomes = logits.shape[axis] if where is None else _count(where, axis, logits.dtype)
+    labels = _smooth(labels, label_smoothing, outcomes, where)
+    if where is not None:
+        logits, labels = jnp.where(where, logits, -jnp.inf), jnp.where(where, labels, 0.0)
+    return _expected(labels, softmax(logits, axis)[0], axis)
+
+
+def _count(where: jax.Array, axis: int, dtype: Any) -> jax.Array:
+    return jnp.maximum(jnp.sum(where, axis, keepdims=True), 1).astype(dtype)
+
+
+@loss("CrossEntropyLoss", task="sparse", event=True, logits=True)
+def softmax_cross_entropy_with_integer_labels(
+    logits: Any,
+    labels: Any,
+    axis: int = -1,
+    where: Any = None,
+    label_smoothing: Any = 0.0,
+    ignore_index: int | None = None,
+):
+    """Cross entropy of one choice among classes, from logits and the index of the class.
+
+        L(z, y) = −log softmax(z)_y = (max z − z_y) + log1p(Σ_{j ≠ top} e^{z_j − max z})
+
+    Gradient: p_j for j ≠ y, −Σ_{j ≠ y} p_j at y. Both keep their relative precision however sure the model is, and
+    whatever is added to all logits. A logit of −∞ is no choice; +∞ at the label costs 0, elsewhere ∞.
+
+    Args:
+      logits: [..., C], floating; classes along `axis`.
+      labels: [...], integer, the shape of logits without the class axis, in [0, C).
+      axis: where the classes are.
+      where: [..., C], bool, the shape of logits; False takes a class out. A label that is out costs ∞, a row all
+        out 0.
+      label_smoothing: α in [0, 1]; labels become y (1−α) + α/K over the K classes that are in.
+      ignore_index: the label of examples that cost 0, with gradient 0, whatever their logits.
+
+    Returns:
+      [...], float32 for half-precision input; NaN, with a gradient of NaN, where a traced label is no class.
+
+    Raises:
+      ValueError: shapes do not fit, predictions are a scalar, there is no class, α or a concrete label is out of range.
+      TypeError: logits are not floating, labels not integer, or where is not bool.
+
+    Example:
+      >>> softmax_cross_entropy_with_integer_labels(jnp.array([[2.0, 0.0], [20.0, 0.0]]), jnp.array([1, 0]))
+      Array([2.126928e+00, 2.0611537e-09], dtype=float32)
+
+    Differs from: optax, which takes −1 for the last class and rounds a sure prediction to 0; torch, whose
+    `CrossEntropyLoss` averages over the batch and has ignore_index −100 by default.
+    """
+    keep, rows = _label_rows(labels, logits, axis, ignore_index)
+    outcomes = logits.shape[axis] if where is None else _count(where, axis, logits.dtype)
+    rows = _smooth(rows, label_smoothing, outcomes, where)
+    if where is not None:
+        logits, keep = jnp.where(where, logits, -jnp.inf), keep & jnp.any(where, axis, keepdims=True)
+    logits, rows = jnp.where(keep, logits, 0.0), jnp.where(keep, rows, 0.0)
+    return _expected(rows, softmax(logits, axis)[0], axis)
+
+
+@loss("cce", task="categorical", event=True, logits=None)
+def categorical_crossentropy(
+    probabilities: Any, targets: Any, from_logits: bool = False, label_smoothing: Any = 0.0, axis: int = -1
+):
+    """Cross entropy of one choice among classes, from probabilities and one weight per class.
+
+        categorical_crossentropy(p, t) = −Σ_j t_j log p_j
+
+    Gradient: −t/p. In it and in the logarithm p is at least 1e-30 (float64: 1e-300). Probabilities are taken as they
+    are, never normalised.
+
+    Args:
+      probabilities: [..., C], floating, in [0, 1] and of sum 1 along `axis`; logits with from_logits.
+      targets: [..., C], same shape, ≥ 0.
+      from_logits: whether predictions are logits; see `softmax_cross_entropy`.
+      label_smoothing: α in [0, 1]; targets become t (1−α) + α/C.
+      axis: where the classes are.
+
+    Returns:
+      [...], without the class axis, float32 for half-precision input; NaN where a traced probability is none.
+
+    Raises:
+      ValueError: shapes differ, α is out of range, or concrete probabilities are, or their sum is neither 1 nor 0 by
+        more than 1e-3 (or the rounding of their dtype).
+      TypeError: predictions are not floating.
+
+    Example:
+      >>> categorical_crossentropy(jnp.array([[0.5, 0.5]]), jnp.array([[1.0, 0.0]]))
+      Array([0.6931472], dtype=float32)
+
+    Differs from: Keras, which divides each row by its sum, clips at 1e-7, and smooths by the last axis whatever `axis`.
+    """
+    weights = _smooth(targets, label_smoothing, targets.shape[axis])
+    return _expected(weights, _negative_log(probabilities, axis, from_logits), axis)
+
+
+@loss("scce", task="sparse", event=True, logits=None)
+def sparse_categorical_crossentropy(
+    probabilities: Any, labels: Any, from_logits: bool = False, axis: int = -1, ignore_index: int | None = None
+):
+    """Cross entropy of one choice among classes, from probabilities and the index of the class.
+
+        sparse_categorical_crossentropy(p, y) = −log p_y
+
+    Gradient: −1/p_y at y. In it and in the logarithm p is at least 1e-30 (float64: 1e-300).
+
+    Args:
+      probabilities: [..., C], floating, in [0, 1] and of sum 1 along `axis`; logits with from_logits.
+      labels: [...], integer, the shape of predictions without the class axis, in [0, C).
+      from_logits: whether predictions are logits; see `softmax_cross_entropy_with_integer_labels`.
+      axis: where the classes are.
+      ignore_index: the label of examples that cost 0, with gradient 0, whatever their predictions.
+
+    Returns:
+      [...], float32 for half-precision input; NaN where a traced probability is none or a traced label is no class.
+
+    Raises:
+      ValueError: shapes do not fit, or a concrete label is out of range, or concrete probabilities are, or their sum
+        is neither 1 nor 0 by more than 1e-3 (or the rounding of their dtype).
+      TypeError: predictions are not floating, or labels not integer.
+
+    Example:
+      >>> sparse_categorical_crossentropy(jnp.array([[0.5, 0.5]]), jnp.array([1]))
+      Array([0.6931472], dtype=float32)
+
+    Differs from: Keras, which divides each row by its sum, clips at 1e-7, and gives 0 for a label that is no class.
+    """
+    keep, rows = _label_rows(labels, probabilities, axis, ignore_index)
+    predictions, rows = jnp.where(keep, probabilities, 0.0), jnp.where(keep, rows, 0.0)
+    return _expected(rows, _negative_log(predictions, axis, from_logits), axis)

@@ -1,0 +1,163 @@
+"""The epochs of `fit`: on the device for arrays, batch by batch for anything that iterates."""
+
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lossopt_jax._core import complaint
+from lossopt_jax.training import _steps
+from lossopt_jax.training._data import as_examples, check_batch_size, equal_batches
+from lossopt_jax.training._history import History
+from lossopt_jax.training._progress import progress_of
+from lossopt_jax.training._state import TrainState
+
+if TYPE_CHECKING:
+    from lossopt_jax.training._program import Program
+
+# state, all steps fine, what each step said, the epoch's figures
+Epoch = tuple[TrainState, jax.Array, _steps.Trace, dict[str, Any]]
+
+
+def fit(
+    program: "Program",
+    state: TrainState,
+    data: Any,
+    epochs: int,
+    batch_size: int,
+    validation_data: Any,
+    validation_split: float,
+    shuffle: bool,
+    seed: int,
+    callbacks: Sequence[Callable[..., Any]],
+    progress: bool | str,
+) -> tuple[TrainState, History]:
+    """See `Program.fit`."""
+    if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 0:
+        raise ValueError(complaint("fit", "epochs", "be an int ≥ 0", f"{epochs!r}"))
+    check_batch_size("fit", batch_size)
+    if not 0 <= validation_split < 1:
+        raise ValueError(complaint("fit", "validation_split", "be in [0, 1)", validation_split))
+    if validation_split and validation_data is not None:
+        raise ValueError(complaint("fit", "validation", "be said once", "validation_data and validation_split"))
+    # the caller's state stays alive; the copies are donated from epoch to epoch
+    state = jax.tree.map(jnp.copy, state)._replace(seed=jnp.asarray(seed, jnp.uint32))
+    if isinstance(data, tuple):
+        run = _over_arrays(program, data, batch_size, validation_data, validation_split, shuffle)
+    else:
+        run = _over_batches(program, data, validation_data, validation_split)
+    return _epochs(program, state, run, epochs, callbacks, progress)
+
+
+def _epochs(
+    program: "Program",
+    state: TrainState,
+    run: Callable[[TrainState], Epoch],
+    epochs: int,
+    callbacks: Sequence[Callable[..., Any]],
+    progress: bool | str,
+) -> tuple[TrainState, History]:
+    history = History()
+    with progress_of(progress, epochs) as display:
+        for epoch in range(epochs):
+            state, fine, trace, figures = run(state)
+            fine, figures = jax.device_get((fine, figures))
+            if not fine:
+                history.stopped = _explanation(jax.device_get(trace), epoch, program.objective.logits_hint)
+                warnings.warn(history.stopped, RuntimeWarning, stacklevel=4)
+                break
+            logs = {name: float(figures[name]) for name in _in_order(program, figures)}
+            history.append(logs)
+            display.epoch(logs, trace.ok.shape[0])
+            if any([callback(epoch, logs, state) is True for callback in callbacks]):
+                break
+    return state, history
+
+
+def _in_order(program: "Program", figures: dict[str, Any]) -> list[str]:
+    """The loss, the metrics, both again on held-out data, then the rates."""
+    names = ["loss", *program.metrics]
+    known = [name for name in (*names, *(f"val_{name}" for name in names)) if name in figures]
+    return [*known, *(name for name in figures if name not in known)]
+
+
+def _explanation(trace: _steps.Trace, epoch: int, hint: str) -> str:
+    """Why a run stopped: the step, the figures around it, and what to try."""
+    bad = int(np.argmin(trace.ok))
+    rates = ", ".join(f"{name} {float(np.asarray(rate)[bad]):.3g}" for name, rate in trace.learning_rate.items())
+    before = f", {float(trace.grad_norm[bad - 1]):.3g} one step before" if bad else ""
+    return (
+        f"fit: the loss must stay finite, got loss {float(trace.loss[bad]):.3g} and gradient norm "
+        f"{float(trace.grad_norm[bad]):.3g}{before} at step {bad + 1} of epoch {epoch + 1}"
+        f"{' with ' + rates if rates else ''}; the state returned is the last finite one. Try a lower learning rate "
+        f"(lo.training.find_lr), lo.chain(lo.transforms.clip_by_global_norm(1.0), …), inputs scaled to unit "
+        f"variance{hint}, or look for NaN in the data"
+    )
+
+
+def _over_arrays(
+    program: "Program",
+    data: Any,
+    batch_size: int,
+    validation_data: Any,
+    validation_split: float,
+    shuffle: bool,
+) -> Callable[[TrainState], Epoch]:
+    """An epoch is one compiled program; validation on arrays is part of it."""
+    x, y, size = as_examples("fit", data)
+    held_out = None
+    if validation_split:
+        kept = size - int(size * validation_split)
+        if not 0 < kept < size:
+            got = f"{validation_split} of {size} examples"
+            raise ValueError(complaint("fit", "validation_split", "leave examples on both sides", got))
+        held_out = jax.tree.map(lambda leaf: leaf[kept:], (x, y))
+        x, y = jax.tree.map(lambda leaf: leaf[:kept], (x, y))
+        size = kept
+    elif isinstance(validation_data, tuple):
+        held_out = as_examples("fit", validation_data)[:2]
+    batch_size = min(batch_size, size)
+
+    def run(state: TrainState) -> Epoch:
+        state, fine, trace, figures = program.epoch(state, x, y, held_out, size, batch_size, shuffle)
+        if validation_data is not None and held_out is None:
+            figures = figures | _validated(program, state, validation_data)
+        return state, fine, trace, figures
+
+    return run
+
+
+def _over_batches(
+    program: "Program", data: Any, validation_data: Any, validation_split: float
+) -> Callable[[TrainState], Epoch]:
+    """A step is one compiled program; nothing is fetched before the epoch's end."""
+    if not isinstance(data, Iterable):
+        raise TypeError(complaint("fit", "data", "be a pair (x, y) or an iterable of them", type(data).__name__))
+    if validation_split:
+        got = f"{validation_split} for batches"
+        raise ValueError(complaint("fit", "validation_split", "be 0 unless data are arrays", got, "hold batches out"))
+
+    def run(state: TrainState) -> Epoch:
+        state = program.reset(state)
+        alive, traces = jnp.ones((), bool), []
+        for x, y, where in equal_batches("fit", data):
+            state, trace = program.guarded_step(state, x, y, where, alive)
+            alive = trace.ok
+            traces.append(trace)
+        if not traces:
+            remedy = "pass a list, or an object that can be iterated again every epoch"
+            raise ValueError(complaint("fit", "data", "give at least one batch per epoch", "none", remedy))
+        trace = jax.tree.map(lambda *steps: np.stack(steps), *jax.device_get(traces))
+        figures = program.read(state) | _validated(program, state, validation_data)
+        return state, alive, trace, figures | _steps.learning_rates(state.opt_state)
+
+    return run
+
+
+def _validated(program: "Program", state: TrainState, data: Any) -> dict[str, Any]:
+    if data is None:
+        return {}
+    return {f"val_{name}": value for name, value in program.evaluate(state, data).items()}

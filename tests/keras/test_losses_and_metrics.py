@@ -1,0 +1,64 @@
+"""Keras's argument order gives the values of this library's own functions, and compile reads it."""
+
+import inspect
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lossopt_jax as lo
+from lossopt_jax.keras import losses, metrics
+
+P, T = jnp.array([[0.2, 0.9], [0.4, 0.3]]), jnp.array([[0.0, 1.0], [1.0, 0.0]])
+NAMES = ["binary_crossentropy", "categorical_crossentropy", "mean_squared_error", "mean_absolute_error"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_losses_take_the_target_first(name):
+    prediction = P / P.sum(-1, keepdims=True) if name.startswith("categorical") else P
+    theirs, ours = getattr(losses, name), getattr(lo.losses, name)
+    assert jnp.array_equal(theirs(T, prediction), ours(prediction, T))
+    assert jnp.array_equal(theirs(y_true=T, y_pred=prediction), ours(prediction, T))
+    assert list(inspect.signature(theirs).parameters)[:2] == ["y_true", "y_pred"]
+
+
+def test_sparse_crossentropy_takes_the_labels_first():
+    prediction, labels = jnp.array([[0.2, 0.8], [0.7, 0.3]]), jnp.array([1, 0])
+    np.testing.assert_allclose(losses.sparse_categorical_crossentropy(labels, prediction), -np.log([0.8, 0.7]), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("alias", "name"),
+    [("mse", "mean_squared_error"), ("MSE", "mean_squared_error"), ("mae", "mean_absolute_error"), ("MAE", "mean_absolute_error")],
+)
+def test_short_names(alias, name):
+    assert getattr(losses, alias) is getattr(losses, name)
+
+
+def test_options_pass_through():
+    z = jnp.array([[0.3, -0.2]])
+    assert jnp.array_equal(
+        losses.binary_crossentropy(T[:1], z, from_logits=True), lo.losses.binary_crossentropy(z, T[:1], from_logits=True)
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "target", "prediction", "expected"),
+    [
+        ("binary_accuracy", [[0.0, 1.0], [1.0, 0.0]], [[0.2, 0.9], [0.4, 0.3]], [1.0, 0.5]),
+        ("categorical_accuracy", [[0.0, 1.0], [1.0, 0.0]], [[0.2, 0.9], [0.4, 0.5]], [1.0, 0.0]),
+        ("sparse_categorical_accuracy", [1, 0], [[0.2, 0.9], [0.4, 0.5]], [1.0, 0.0]),
+        ("mean_squared_error", [[0.0, 1.0]], [[1.0, 1.0]], [0.5]),
+        ("mean_absolute_error", [[0.0, 1.0]], [[1.0, 3.0]], [1.5]),
+    ],
+)
+def test_metrics_give_one_value_per_example(name, target, prediction, expected):
+    values = getattr(metrics, name)(jnp.array(target), jnp.array(prediction))
+    np.testing.assert_allclose(values, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["binary_accuracy", "categorical_accuracy", "sparse_categorical_accuracy"])
+def test_compile_knows_the_metric(name):
+    loss = {"binary": "bce", "categorical": "cce", "sparse": "scce"}[name.split("_")[0]]
+    program = lo.compile(lambda p, x: x, optimizer="sgd", loss=loss, metrics=[getattr(metrics, name)])
+    assert list(program.metrics) == [name]

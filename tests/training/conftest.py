@@ -1,0 +1,31 @@
+"""Small problems and networks that the tests of this room share."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+
+def linear(params, x):
+    return x @ params["w"] + params["b"]
+
+
+def weights(inputs, outputs, seed=0):
+    return {"w": 0.1 * jax.random.normal(jax.random.key(seed), (inputs, outputs)), "b": jnp.zeros(outputs)}
+
+
+@pytest.fixture
+def line():
+    """A regression whose answer is known: (x, y) of shapes (50, 3) and (50, 1)."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(50, 3)).astype(np.float32)
+    return x, x @ np.array([[1.0], [-2.0], [0.5]], np.float32) + 0.3
+
+
+@pytest.fixture
+def classes():
+    """Three Gaussian clouds: (x, labels) of shapes (90, 2) and (90,)."""
+    rng = np.random.default_rng(1)
+    labels = np.arange(90) % 3
+    centres = np.array([[2.0, 0.0], [-2.0, 1.0], [0.0, -2.0]])
+    return (centres[labels] + rng.normal(size=(90, 2))).astype(np.float32), labels.astype(np.int32)
