@@ -1,7 +1,8 @@
 """Losses, optimizers, metrics and learning rates for JAX: exact, fast, composable."""
 
-from lossopt_jax import losses, metrics, optimizers, schedules, transforms
+from lossopt_jax import interop, keras, losses, metrics, optimizers, schedules, training, transforms
 from lossopt_jax._core import cpu_compiler_options
+from lossopt_jax.training import TrainState, compile
 from lossopt_jax.transforms import (
     GradientTransformation,
     apply_updates,

@@ -81,12 +81,16 @@ def prepare(options: argparse.Namespace) -> list[tuple[Problem, lo.training.Prog
         problem = pose(table, options.loss, SEED)
         recipe = dataclasses.replace(problem.recipe, **changes)
         problem = dataclasses.replace(problem, recipe=recipe)
-        program = lo.compile(
-            problem.network, optimizer=recipe.optimizer, loss=recipe.loss, metrics=[problem.metric]
-        )
+        program = lo.compile(problem.network, optimizer=recipe.optimizer, loss=recipe.loss, metrics=[problem.metric])
         prepared.append((problem, program))
     options.out.mkdir(parents=True, exist_ok=True)
     return prepared
+
+
+def named_rate(optimizer: str) -> float | None:
+    """The rate in an optimizer's name, such as "adam(learning_rate=0.01)", if it has one."""
+    _, positional, arguments = lo.optimizers.registry.parse(optimizer)
+    return arguments.get("learning_rate", positional[0] if positional else None)
 
 
 def train(problem: Problem, program: lo.training.Program, rate: float | None, out: Path) -> tuple[list[str], bool]:
@@ -94,6 +98,7 @@ def train(problem: Problem, program: lo.training.Program, rate: float | None, ou
     recipe = problem.recipe
     start = program.init(problem.params(SEED))
     test = lo.training.find_lr(program, start, problem.train, batch_size=recipe.batch_size)
+    rate = named_rate(recipe.optimizer) if rate is None else rate
     rate, source = (test.suggestion, "range test") if rate is None else (rate, "given")
 
     def fit(rate: float, progress: bool) -> tuple[lo.training.TrainState, lo.training.History]:
@@ -119,13 +124,14 @@ def train(problem: Problem, program: lo.training.Program, rate: float | None, ou
         print(history.stopped, file=sys.stderr)
     reached = program.evaluate(state, problem.held_out)[problem.metric] * problem.unit
 
-    title = f"{problem.name}: {recipe.loss}, {recipe.optimizer}"
-    _pictures.draw_losses(out / f"{problem.name}_loss.png", f"{title}, rate {rate:.2g}", history)
-    _pictures.draw_range_test(out / f"{problem.name}_range_test.png", title, test, rate)
+    what = f"{recipe.loss}, {recipe.optimizer}, batches of {recipe.batch_size}"
+    if history:
+        _pictures.draw_losses(out / f"{problem.name}_loss.png", problem.name, f"{what}, rate {rate:.2g}", history)
+    _pictures.draw_range_test(out / f"{problem.name}_range_test.png", problem.name, what, test, rate)
     before = program.evaluate(start, problem.train)["loss"]
     rates = {"too low": test.suggestion / 100, "right": test.suggestion, "too high": float(test.rates[-1])}
     runs = {name: (value, fit(value, progress=False)[1].get("loss", [])) for name, value in rates.items()}
-    _pictures.draw_rates(out / f"{problem.name}_rates.png", title, before, runs)
+    _pictures.draw_rates(out / f"{problem.name}_rates.png", problem.name, what, recipe.epochs, before, runs)
 
     peer, figure = problem.reference()
     kind = problem.metric.replace("_", " ")

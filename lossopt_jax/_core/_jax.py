@@ -1,6 +1,7 @@
 """The only place that looks at JAX's version, backend names and compiler flags."""
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -15,20 +16,22 @@ def is_tracer(value: Any) -> bool:
     return isinstance(value, jax.core.Tracer)
 
 
-def standard_promotion() -> AbstractContextManager[Any]:
-    """Callables that are not ours may mix dtypes, whatever the caller has configured."""
-    return jax.numpy_dtype_promotion("standard")
+@contextmanager
+def standard_promotion() -> Iterator[None]:
+    """Callables that are not ours may mix dtypes and ranks, whatever the caller has configured."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
 
 
 def sums(*terms: jax.Array) -> tuple[jax.Array, ...]:
     """The sum of each of some arrays of one shape and dtype, all in one pass and none of them materialised."""
-    if CPU_FUSES_SUMS or jax.default_backend() != "cpu":
+    if jax.default_backend() != "cpu":
         return tuple(map(jnp.sum, terms))
 
     def add(left: tuple[jax.Array, ...], right: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         return tuple(map(jnp.add, left, right))
 
-    # several at once escape the rewriting that materialises one; not used elsewhere, since shards gather, not reduce
+    # XLA:CPU runs several sums one after the other; elsewhere it fuses them, and shards add up, not gather, one number
     zeros = tuple(jnp.zeros((), term.dtype) for term in terms)
     return tuple(jax.lax.reduce(terms, zeros, add, tuple(range(terms[0].ndim))))
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from lossopt_jax._core import concrete
 from lossopt_jax.losses._arithmetic import event_mean, guarded_product
 from lossopt_jax.losses._lift import loss
-from lossopt_jax.losses._softmax import softmax
+from lossopt_jax.losses._softmax import softmax, surprise_of_label
 
 
 def _smooth(weights: jax.Array, amount: Any, outcomes: Any, where: Any = None) -> jax.Array:
@@ -20,13 +20,12 @@ def _smooth(weights: jax.Array, amount: Any, outcomes: Any, where: Any = None) -
     return weights * (1 - alpha) + (share if where is None else jnp.where(where, share, 0.0))
 
 
-def _label_rows(labels: jax.Array, like: jax.Array, axis: int, ignore_index: Any) -> tuple[jax.Array, jax.Array]:
-    """Which examples count, and their one-hot labels; a label that is no class is a row of NaN, so its gradient is."""
-    labels = jnp.expand_dims(labels, axis)
-    valid = (labels >= 0) & (labels < like.shape[axis])
-    classes = jax.lax.broadcasted_iota(labels.dtype, like.shape, axis)
-    rows = jnp.where(valid, (classes == labels).astype(like.dtype), jnp.nan)
-    return jnp.ones_like(valid) if ignore_index is None else labels != ignore_index, rows
+def _examples(labels: jax.Array, classes: int, ignore_index: Any, dtype: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Which examples count; labels that can be looked up; 1 per example, 0 if it is ignored, NaN if it has no class."""
+    keep = jnp.ones(labels.shape, bool) if ignore_index is None else labels != ignore_index
+    valid = (labels >= 0) & (labels < classes)
+    weight = jnp.where(keep, jnp.where(valid, 1.0, jnp.nan), 0.0).astype(dtype)
+    return keep, jnp.where(valid, labels, 0), weight
 
 
 @jax.custom_jvp
@@ -49,14 +48,12 @@ def _floored(p: jax.Array) -> jax.Array:
     return jnp.where((p >= 0) & (p <= 1 + 1e-3), jnp.where(p < floor, floor, p), jnp.nan)
 
 
-def _negative_log(predictions: jax.Array, axis: int, from_logits: bool) -> jax.Array:
-    if from_logits:
-        return softmax(predictions, axis)[0]
-    return _surprise(predictions, jnp.where(predictions > 1, 0.0, 1 - predictions))
+def _negative_log(p: jax.Array) -> jax.Array:
+    return _surprise(p, jnp.where(p > 1, 0.0, 1 - p))
 
 
-def _expected(weights: jax.Array, surprise: jax.Array, axis: int) -> jax.Array:
-    return jnp.sum(guarded_product(weights, surprise), axis)
+def _expected(weights: jax.Array, surprise: jax.Array, axis: int, keepdims: bool = False) -> jax.Array:
+    return jnp.sum(guarded_product(weights, surprise), axis, keepdims=keepdims)
 
 
 @loss("BCEWithLogitsLoss", task="binary", event=False, logits=True)
@@ -206,13 +203,21 @@ def softmax_cross_entropy_with_integer_labels(
     Differs from: optax, which takes −1 for the last class and rounds a sure prediction to 0; torch, whose
     `CrossEntropyLoss` averages over the batch and has ignore_index −100 by default.
     """
-    keep, rows = _label_rows(labels, logits, axis, ignore_index)
-    outcomes = logits.shape[axis] if where is None else _count(where, axis, logits.dtype)
-    rows = _smooth(rows, label_smoothing, outcomes, where)
+    labels = jnp.expand_dims(labels, axis)
+    keep, labels, weight = _examples(labels, logits.shape[axis], ignore_index, logits.dtype)
     if where is not None:
-        logits, keep = jnp.where(where, logits, -jnp.inf), keep & jnp.any(where, axis, keepdims=True)
-    logits, rows = jnp.where(keep, logits, 0.0), jnp.where(keep, rows, 0.0)
-    return _expected(rows, softmax(logits, axis)[0], axis)
+        keep &= jnp.any(where, axis, keepdims=True)
+        weight = jnp.where(keep, weight, 0.0)
+        logits = jnp.where(where, logits, -jnp.inf)
+    logits = jnp.where(keep, logits, 0.0)
+    value = weight * surprise_of_label(logits, labels, axis)
+    if not concrete(label_smoothing) or label_smoothing != 0:
+        alpha = jnp.asarray(label_smoothing, logits.dtype)
+        even = jnp.ones_like(logits) if where is None else where.astype(logits.dtype)
+        even = even * (weight / jnp.maximum(jnp.sum(even, axis, keepdims=True), 1))
+        spread = _expected(even, softmax(logits, axis)[0], axis, keepdims=True)
+        value = guarded_product(1 - alpha, value) + guarded_product(alpha, spread)
+    return jnp.squeeze(value, axis)
 
 
 @loss("cce", task="categorical", event=True, logits=None)
@@ -248,7 +253,8 @@ def categorical_crossentropy(
     Differs from: Keras, which divides each row by its sum, clips at 1e-7, and smooths by the last axis whatever `axis`.
     """
     weights = _smooth(targets, label_smoothing, targets.shape[axis])
-    return _expected(weights, _negative_log(probabilities, axis, from_logits), axis)
+    surprise = softmax(probabilities, axis)[0] if from_logits else _negative_log(probabilities)
+    return _expected(weights, surprise, axis)
 
 
 @loss("scce", task="sparse", event=True, logits=None)
@@ -282,6 +288,13 @@ def sparse_categorical_crossentropy(
 
     Differs from: Keras, which divides each row by its sum, clips at 1e-7, and gives 0 for a label that is no class.
     """
-    keep, rows = _label_rows(labels, probabilities, axis, ignore_index)
-    predictions, rows = jnp.where(keep, probabilities, 0.0), jnp.where(keep, rows, 0.0)
-    return _expected(rows, _negative_log(predictions, axis, from_logits), axis)
+    labels = jnp.expand_dims(labels, axis)
+    keep, labels, weight = _examples(labels, probabilities.shape[axis], ignore_index, probabilities.dtype)
+    predictions = jnp.where(keep, probabilities, 0.0)
+    if from_logits:
+        surprise = surprise_of_label(predictions, labels, axis)
+    else:
+        # Every class must be a probability, or logits would pass for one.
+        surprise = jnp.take_along_axis(_negative_log(predictions), labels, axis)
+        surprise = surprise + 0.0 * jnp.sum(_negative_log(predictions), axis, keepdims=True)
+    return jnp.squeeze(weight * surprise, axis)

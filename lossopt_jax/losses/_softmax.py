@@ -1,4 +1,14 @@
-"""Softmax and its negative logarithm, both to the last bits, to every order of derivative."""
+"""Softmax and its negative logarithm, both to the last bits, to every order of derivative.
+
+    d_j  = z_j − max z,      r = Σ_{j ≠ top} e^{d_j}
+    −log p_j = log1p(r) − d_j,      p_j = e^{d_j} / (1 + r)
+
+No term cancels: both are within 4 ulp, the −log p of a class that is sure included. One +∞ takes everything, several
+share it, and so do all classes of a row of −∞.
+
+The barriers change no value. They keep XLA from computing a row's logarithm once per class, and on CPU from fusing two
+reductions into one loop that it does not vectorise (5 to 10 times slower).
+"""
 
 import functools
 from typing import Any
@@ -7,27 +17,34 @@ import jax
 import jax.numpy as jnp
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def softmax(logits: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
-    """Negative log-probabilities and probabilities along an axis.
+def _below_top(logits: jax.Array, highest: jax.Array) -> jax.Array:
+    return jnp.where(logits == highest, 0.0, logits - highest)
 
-        d_j  = z_j − max z,      r = Σ_{j ≠ top} e^{d_j}
-        −log p_j = log1p(r) − d_j,      p_j = e^{d_j} / (1 + r)
 
-    No term cancels: both are within 4 ulp, the −log p of a confident class included. One +∞ takes everything, several
-    share it, and so do all classes of a row of −∞.
-    """
-    highest = jnp.max(logits, axis, keepdims=True)
-    is_top = logits == highest
-    d = jnp.where(is_top, 0.0, logits - highest)
-    # What rounding took from d (Knuth's TwoSum): left out, e^d is wrong by |d| · ½ ulp.
+def _exponential(logits: jax.Array, highest: jax.Array) -> jax.Array:
+    """e^d, with what rounding took from d (Knuth's TwoSum): left out, it is wrong by |d| · ½ ulp."""
+    d = _below_top(logits, highest)
     back = d - logits
     lost = (logits - (d - back)) - (highest + back)
     e = jnp.exp(d)
-    e = e + e * jnp.where(jnp.isnan(lost), 0.0, lost)
-    ties = jnp.sum(is_top, axis, keepdims=True).astype(d.dtype) - 1
-    rest = jnp.sum(jnp.where(is_top, 0.0, e), axis, keepdims=True) + ties
-    return jnp.log1p(rest) - d, e / (1 + rest)
+    return e + e * jnp.where(jnp.isnan(lost), 0.0, lost)
+
+
+def _normaliser(logits: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
+    """max z and r, with one top class left out of r and those that tie with it in."""
+    highest = jnp.max(logits, axis, keepdims=True)
+    others = jnp.where(logits == highest, 0.0, _exponential(logits, highest))
+    logits, highest, r = jax.lax.optimization_barrier((logits, highest, jnp.sum(others, axis, keepdims=True)))
+    tops = jnp.sum((logits == highest).astype(r.dtype), axis, keepdims=True)
+    return highest, r + (tops - 1)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def softmax(logits: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
+    """−log p and p of every class."""
+    highest, r = _normaliser(logits, axis)
+    tail, whole = jax.lax.optimization_barrier((jnp.log1p(r), 1 + r))
+    return tail - _below_top(logits, highest), _exponential(logits, highest) / whole
 
 
 @softmax.defjvp
@@ -46,3 +63,20 @@ def _softmax_jvp(axis: int, primals: Any, tangents: Any) -> Any:
     x = jnp.where(major, 0.0, tangent - jnp.sum(jnp.where(major, tangent, 0.0), axis, keepdims=True))
     c = jnp.sum(jnp.where(p == 0, 0.0, p * x), axis, keepdims=True)
     return (surprise, p), (c - x, jnp.where(p == 0, 0.0, p * (x - c)))
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def surprise_of_label(logits: jax.Array, labels: jax.Array, axis: int) -> jax.Array:
+    """−log p of one class per row; the class axis of labels is 1 and stays. The labels must be in range."""
+    highest, r = _normaliser(logits, axis)
+    return jnp.log1p(r) - _below_top(jnp.take_along_axis(logits, labels, axis), highest)
+
+
+@surprise_of_label.defjvp
+def _surprise_of_label_jvp(axis: int, primals: Any, tangents: Any) -> Any:
+    """dL = Σ_{j ≠ y} p_j ż_j − (1 − p_y) ż_y, with 1 − p_y = 1 − e^−L."""
+    logits, labels = primals
+    value, (_, p) = surprise_of_label(logits, labels, axis), softmax(logits, axis)
+    is_label = jax.lax.broadcasted_iota(labels.dtype, logits.shape, axis) == labels
+    gradient = jnp.where(is_label, jax.lax.optimization_barrier(jnp.expm1(-value)), p)
+    return value, jnp.sum(jnp.where(gradient == 0, 0.0, gradient * tangents[0]), axis, keepdims=True)

@@ -11,7 +11,7 @@ from lossopt_jax._core import complaint
 from lossopt_jax.training import _steps
 from lossopt_jax.training._data import as_examples, check_batch_size
 from lossopt_jax.training._program import Program
-from lossopt_jax.training._state import TrainState
+from lossopt_jax.training._state import TrainState, check_alive
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +93,7 @@ def find_lr(
 
     Source: Smith 2017, arXiv:1506.01186.
     """
+    check_alive("find_lr", state)
     if not 0 < low < high < np.inf:
         raise ValueError(complaint("find_lr", "rates", "satisfy 0 < low < high", f"{low} and {high}"))
     if not 0 <= smoothing < 1 or divergence <= 1:
@@ -150,7 +151,7 @@ def _longest_descent(losses: np.ndarray) -> tuple[int, int]:
     for i in range(1, len(losses)):
         higher = np.nonzero(losses[:i] > losses[i])[0]
         if higher.size:
-            best = higher[np.argmax(length[higher])]
+            best = higher[length[higher] == length[higher].max()][-1]
             length[i], origin[i] = length[best] + 1, origin[best]
     end = int(np.argmax(length))
     return int(origin[end]), end

@@ -13,7 +13,7 @@ from lossopt_jax.training import _steps
 from lossopt_jax.training._data import as_examples, check_batch_size, equal_batches
 from lossopt_jax.training._history import History
 from lossopt_jax.training._progress import progress_of
-from lossopt_jax.training._state import TrainState
+from lossopt_jax.training._state import TrainState, check_alive
 
 if TYPE_CHECKING:
     from lossopt_jax.training._program import Program
@@ -36,6 +36,7 @@ def fit(
     progress: bool | str,
 ) -> tuple[TrainState, History]:
     """See `Program.fit`."""
+    check_alive("fit", state)
     if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 0:
         raise ValueError(complaint("fit", "epochs", "be an int ≥ 0", f"{epochs!r}"))
     check_batch_size("fit", batch_size)

@@ -14,7 +14,7 @@ from lossopt_jax.training._data import as_arrays, as_examples, batch_rows, check
 from lossopt_jax.training._fit import fit
 from lossopt_jax.training._history import History
 from lossopt_jax.training._resolve import Objective, resolve_loss, resolve_metrics, resolve_optimizer
-from lossopt_jax.training._state import TrainState
+from lossopt_jax.training._state import TrainState, check_alive
 from lossopt_jax.transforms import GradientTransformation
 
 _EVALUATION_BATCH = 1024
@@ -72,6 +72,7 @@ class Program:
           (state, logs): logs hold this batch's "loss", metrics, "grad_norm", "learning_rate" and "skipped", as 0-d
           arrays. `state.metrics` runs on; see `read` and `reset`.
         """
+        check_alive("train_step", state)
         x, y, _ = as_examples("train_step", batch)
         if any(is_tracer(leaf) for leaf in jax.tree.leaves((state, x, y))):
             return self._step(state, x, y)
@@ -85,6 +86,7 @@ class Program:
           data: a pair (x, y), or an iterable of batches.
           batch_size: examples at a time; None for 1024.
         """
+        check_alive("evaluate", state)
         return {name: float(value) for name, value in self.model.read(self._evaluated(state, data, batch_size)).items()}
 
     def _evaluated(self, state: TrainState, data: Any, batch_size: int | None) -> dict[str, Any]:
@@ -106,6 +108,7 @@ class Program:
           x: inputs, [N, ...].
           batch_size: examples at a time; None for 1024.
         """
+        check_alive("predict", state)
         x = as_arrays("predict", "x", x)
         size = count("predict", x)
         batch_size = min(size, check_batch_size("predict", batch_size or _EVALUATION_BATCH))

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from lossopt_jax import losses, metrics, optimizers
-from lossopt_jax._core import complaint
+from lossopt_jax._core import complaint, standard_promotion
 from lossopt_jax.transforms import GradientTransformation
 from lossopt_jax.transforms._base import as_transformation
 
@@ -36,7 +36,8 @@ class Objective:
         """One value (or row of values) per example: [N, ...]."""
         if self.event and isinstance(prediction, jax.Array) and prediction.ndim == 1 and jnp.ndim(target) == 1:
             prediction, target = prediction[:, None], jnp.asarray(target)[:, None]
-        values = jnp.asarray(self.function(prediction, target))
+        with standard_promotion():
+            values = jnp.asarray(self.function(prediction, target))
         size = jax.tree.leaves(target)[0].shape[0]
         if values.ndim == 0 or values.shape[0] != size:
             remedy = "do not reduce over the batch; the program takes the mean"

@@ -4,6 +4,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+from lossopt_jax._core import complaint, is_tracer
+
 
 class TrainState(NamedTuple):
     """Everything that changes while training, as one pytree.
@@ -23,3 +25,13 @@ class TrainState(NamedTuple):
     opt_state: Any
     model_state: Any
     metrics: dict[str, Any]
+
+
+def check_alive(where: str, state: TrainState) -> None:
+    """Refuse a state whose memory an earlier step has reused."""
+    if not isinstance(state, TrainState):
+        got = type(state).__name__
+        raise TypeError(complaint(where, "state", "be a TrainState", got, "pass what program.init or fit returned"))
+    if isinstance(state.step, jax.Array) and not is_tracer(state.step) and state.step.is_deleted():
+        remedy = "go on with the state it returned, or pass donate=False"
+        raise ValueError(complaint(where, "state", "be alive", "one that train_step has consumed", remedy))

@@ -10,6 +10,7 @@ from lossopt_jax._core import CPU_FUSES_SUMS, Scalar, as_compute, is_complex, is
 from lossopt_jax.transforms._lift import elementwise, treewise
 from lossopt_jax.transforms._registry import registry
 
+
 def _range(dtype: Any) -> tuple[float, float, int]:
     """Where a sum of squares may be trusted, and the power of 2 that moves the rest into the middle of the range.
 
@@ -21,12 +22,15 @@ def _range(dtype: Any) -> tuple[float, float, int]:
 
 def _norm_at_once(*parts: jax.Array) -> jax.Array:
     """√ Σ x² from three sums in one pass: of squares, and of lowered and of raised ones for where those are no use."""
-    least, most, shift = _range(parts[0].dtype)
-    of_each = [sums(*(jnp.square(2.0**e * x) for e in (0, -shift, shift))) for x in parts]
+    dtype = parts[0].dtype
+    least, most, shift = _range(dtype)
+    # as constants XLA would square them by themselves, which overflows: (cx)² → c²x²
+    down, up = jax.lax.optimization_barrier((jnp.asarray(2.0**-shift, dtype), jnp.asarray(2.0**shift, dtype)))
+    of_each = [sums(jnp.square(x), jnp.square(down * x), jnp.square(up * x)) for x in parts]
     total, lowered, raised = (functools.reduce(jnp.add, terms) for terms in zip(*of_each, strict=True))
     small, large = total < least, ~(total < most)
     root = jnp.sqrt(jnp.where(small, raised, jnp.where(large, lowered, total)))
-    return root * jnp.where(small, 2.0**-shift, jnp.where(large, 2.0**shift, 1.0)).astype(root.dtype)
+    return root * jnp.where(small, down, jnp.where(large, up, jnp.ones_like(up)))
 
 
 def _norm_by_need(*parts: jax.Array) -> jax.Array:
@@ -37,6 +41,7 @@ def _norm_by_need(*parts: jax.Array) -> jax.Array:
 
 
 @jax.custom_jvp
+@jax.jit
 def _norm(*parts: jax.Array) -> jax.Array:
     cpu = _norm_by_need if CPU_FUSES_SUMS else _norm_at_once
     return jax.lax.platform_dependent(*parts, cpu=cpu, default=_norm_at_once)

@@ -33,12 +33,20 @@ def master_weights(run, updates, slots, t, params):
 
 
 def _round_real(value: jax.Array, dtype: jnp.dtype, bits: jax.Array) -> jax.Array:
-    """To one of the two neighbours in `dtype`, the nearer one with the larger probability: E = value."""
+    """To one of the two neighbours in `dtype`, the nearer one with the larger probability: E = value.
+
+    Adding random bits below the last one kept carries into it with a probability of what is cut off. Subnormals of
+    float16 have a fixed spacing instead.
+    """
     info = jnp.finfo(dtype)
-    exponent = jnp.maximum(jnp.frexp(value)[1] - 1, info.minexp)
-    spacing = jnp.ldexp(jnp.ones_like(value), exponent - info.nmant)
-    uniform = (bits >> jnp.uint32(8)).astype(jnp.float32) * jnp.float32(2**-24)
-    rounded = jnp.floor(value / spacing + uniform.astype(value.dtype)) * spacing
+    cut = jnp.uint32(jnp.finfo(jnp.float32).nmant - info.nmant)
+    dropped = (jnp.uint32(1) << cut) - jnp.uint32(1)
+    carried = jax.lax.bitcast_convert_type(value, jnp.uint32) + (bits & dropped)
+    rounded = jax.lax.bitcast_convert_type(carried & ~dropped, jnp.float32)
+    if info.minexp > jnp.finfo(jnp.float32).minexp:
+        spacing = 2.0 ** (info.minexp - info.nmant)
+        uniform = (bits >> jnp.uint32(8)).astype(jnp.float32) * 2.0**-24
+        rounded = jnp.where(jnp.abs(value) < 2.0**info.minexp, jnp.floor(value / spacing + uniform) * spacing, rounded)
     return jnp.where(jnp.isfinite(value), rounded, value).astype(dtype)
 
 

@@ -1,17 +1,7 @@
-"""Small problems and networks that the tests of this room share."""
+"""Data whose answer is known."""
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-
-
-def linear(params, x):
-    return x @ params["w"] + params["b"]
-
-
-def weights(inputs, outputs, seed=0):
-    return {"w": 0.1 * jax.random.normal(jax.random.key(seed), (inputs, outputs)), "b": jnp.zeros(outputs)}
 
 
 @pytest.fixture

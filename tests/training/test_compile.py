@@ -5,7 +5,7 @@ import functools
 import jax.numpy as jnp
 import optax
 import pytest
-from conftest import linear, weights
+from problems import linear, weights
 
 import lossopt_jax as lo
 from lossopt_jax.keras import loss as keras_loss

@@ -4,12 +4,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import linear, weights
+from problems import linear, weights
 
 import lossopt_jax as lo
 
 
-def tested(data, optimizer="sgd", **options):
+def ranged(data, optimizer="sgd", **options):
     program = lo.compile(linear, optimizer=optimizer, loss="mse")
     return lo.training.find_lr(program, program.init(weights(3, 1)), data, **options)
 
@@ -19,25 +19,25 @@ def test_it_stops_where_descent_diverges(line):
     x, _ = line
     features = np.concatenate([x, np.ones((50, 1))], axis=1)
     limit = 2 / np.linalg.eigvalsh(2 * features.T @ features / 50)[-1]
-    result = tested(line, batch_size=50, steps=200, high=100.0)
+    result = ranged(line, batch_size=50, steps=200, high=100.0)
     assert result.diverged
     assert limit < result.rates[-1] < 10 * limit
     assert all(rate < 1.5 * limit for rate in result.suggestions.values())
 
 
 def test_the_rates_are_exponential(line):
-    result = tested(line, low=1e-5, high=1e-2, steps=50)
+    result = ranged(line, low=1e-5, high=1e-2, steps=50)
     assert not result.diverged
     np.testing.assert_allclose(result.rates, np.geomspace(1e-5, 1e-2, 50), rtol=1e-5)
 
 
 def test_the_average_is_debiased(line):
-    result = tested(line, low=1e-9, high=1e-8, smoothing=0.9, batch_size=50)
+    result = ranged(line, low=1e-9, high=1e-8, smoothing=0.9, batch_size=50)
     np.testing.assert_allclose(result.losses, result.raw, rtol=1e-4)
 
 
 def test_the_suggested_rate_trains(line):
-    rate = tested(line, optimizer="adam").suggestion
+    rate = ranged(line, optimizer="adam").suggestion
     program = lo.compile(linear, optimizer=lo.optimizers.adam(rate), loss="mse")
     _, history = program.fit(program.init(weights(3, 1)), line, epochs=60, progress=False)
     assert history["loss"][-1] < 0.05 * history["loss"][0]
@@ -62,7 +62,7 @@ def test_the_state_is_kept_and_a_second_test_compiles_nothing(line):
 
 def test_every_group_gets_the_rate(line):
     groups = lo.partition({"a": lo.optimizers.sgd(0.0), "b": lo.optimizers.sgd(0.0)}, {"w": "a", "b": "b"})
-    assert tested(line, optimizer=groups, batch_size=50, high=100.0).diverged
+    assert ranged(line, optimizer=groups, batch_size=50, high=100.0).diverged
 
 
 def test_suggestions_of_a_known_curve():
@@ -77,7 +77,7 @@ def test_suggestions_of_a_known_curve():
 
 
 def test_plot(line):
-    axes = tested(line).plot()
+    axes = ranged(line).plot()
     assert axes.get_xscale() == "log"
     axes.figure.clear()
 
@@ -94,15 +94,15 @@ def test_plot(line):
 )
 def test_refused(line, options, message):
     with pytest.raises(ValueError, match=message):
-        tested(line, **options)
+        ranged(line, **options)
 
 
 def test_without_a_rate_in_the_state(line):
     with pytest.raises(ValueError, match="learning_rate"):
-        tested(line, optimizer=optax.sgd(0.1))
+        ranged(line, optimizer=optax.sgd(0.1))
 
 
 def test_a_loss_that_starts_bad_is_said(line):
     x, y = line
     with pytest.raises(ValueError, match="finite at the lowest rate"):
-        tested((x * jnp.nan, y))
+        ranged((x * jnp.nan, y))

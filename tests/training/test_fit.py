@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import linear, weights
+from problems import linear, weights
 
 import lossopt_jax as lo
 

@@ -24,12 +24,19 @@ def test_losses_take_the_target_first(name):
 
 def test_sparse_crossentropy_takes_the_labels_first():
     prediction, labels = jnp.array([[0.2, 0.8], [0.7, 0.3]]), jnp.array([1, 0])
-    np.testing.assert_allclose(losses.sparse_categorical_crossentropy(labels, prediction), -np.log([0.8, 0.7]), rtol=1e-6)
+    np.testing.assert_allclose(
+        losses.sparse_categorical_crossentropy(labels, prediction), -np.log([0.8, 0.7]), rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize(
     ("alias", "name"),
-    [("mse", "mean_squared_error"), ("MSE", "mean_squared_error"), ("mae", "mean_absolute_error"), ("MAE", "mean_absolute_error")],
+    [
+        ("mse", "mean_squared_error"),
+        ("MSE", "mean_squared_error"),
+        ("mae", "mean_absolute_error"),
+        ("MAE", "mean_absolute_error"),
+    ],
 )
 def test_short_names(alias, name):
     assert getattr(losses, alias) is getattr(losses, name)
@@ -38,7 +45,8 @@ def test_short_names(alias, name):
 def test_options_pass_through():
     z = jnp.array([[0.3, -0.2]])
     assert jnp.array_equal(
-        losses.binary_crossentropy(T[:1], z, from_logits=True), lo.losses.binary_crossentropy(z, T[:1], from_logits=True)
+        losses.binary_crossentropy(T[:1], z, from_logits=True),
+        lo.losses.binary_crossentropy(z, T[:1], from_logits=True),
     )
 
 

@@ -1,0 +1,137 @@
+"""What a metric remembers: sums that do not stall, and moments; both merge."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lossopt_jax._core import complaint, default_float
+
+
+class Sum(NamedTuple):
+    """A running sum and what rounding has taken from it: counts go on past 2²⁴, and `psum` of both parts is a merge."""
+
+    high: jax.Array
+    low: jax.Array
+
+    @classmethod
+    def zero(cls) -> "Sum":
+        return cls(jnp.zeros((), default_float()), jnp.zeros((), default_float()))
+
+    def plus(self, term: jax.Array) -> "Sum":
+        """The sum with one more term, by Knuth's two-sum."""
+        high = self.high + term
+        part = high - self.high
+        lost = (self.high - (high - part)) + (term - part)
+        return Sum(high, self.low + jnp.where(jnp.isfinite(high), lost, jnp.zeros_like(lost)))
+
+    def merge(self, other: "Sum") -> "Sum":
+        high, low = self.plus(other.high)
+        return Sum(high, low + other.low)
+
+    def value(self) -> jax.Array:
+        return self.high + self.low
+
+
+class MeanState(NamedTuple):
+    """Σ w v and Σ w."""
+
+    total: Sum
+    weight: Sum
+
+
+@dataclasses.dataclass(frozen=True)
+class Mean:
+    """Weighted mean of the observed values. Nothing seen: NaN."""
+
+    def init(self) -> MeanState:
+        return MeanState(Sum.zero(), Sum.zero())
+
+    def update(self, state: MeanState, values: jax.Array, weights: jax.Array) -> MeanState:
+        values, weights = (part.astype(state.total.high.dtype) for part in (values, weights))
+        terms = weights * jnp.where(weights == 0, jnp.zeros_like(values), values)
+        return MeanState(state.total.plus(jnp.sum(terms)), state.weight.plus(jnp.sum(weights)))
+
+    def merge(self, one: MeanState, other: MeanState) -> MeanState:
+        return MeanState(one.total.merge(other.total), one.weight.merge(other.weight))
+
+    def compute(self, state: MeanState) -> jax.Array:
+        weight = state.weight.value()
+        return jnp.where(weight == 0, jnp.full_like(weight, jnp.nan), state.total.value() / jnp.maximum(weight, _TINY))
+
+
+_TINY = 1e-30
+
+
+class MomentsState(NamedTuple):
+    """Σ w, and for each output the weighted mean of the target, Σ w (y − mean)², and Σ w (y − p)²."""
+
+    weight: jax.Array
+    mean: jax.Array
+    spread: jax.Array
+    residual: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Determination:
+    """1 − residual / spread of each output, averaged. Merged by Chan's formula, so no large squares cancel."""
+
+    outputs: int = 1
+
+    def init(self) -> MomentsState:
+        # three arrays, not one thrice: states are donated
+        each = (jnp.zeros(self.outputs, default_float()) for _ in range(3))
+        return MomentsState(jnp.zeros((), default_float()), *each)
+
+    def update(self, state: MomentsState, pair: tuple[jax.Array, jax.Array], weights: jax.Array) -> MomentsState:
+        prediction, target = (part.reshape(part.shape[0], -1).astype(state.mean.dtype) for part in pair)
+        if target.shape[1] != self.outputs:
+            remedy = f"say r2_score(outputs={target.shape[1]})"
+            raise ValueError(complaint("r2_score", "outputs", f"be {self.outputs}", target.shape[1], remedy))
+        w = weights.astype(state.mean.dtype)[:, None]
+        seen = w != 0
+        target = jnp.where(seen, target, jnp.zeros_like(target))
+        error = jnp.where(seen, target - prediction, jnp.zeros_like(target))
+        weight = jnp.sum(w)
+        # measured from one example, so that a constant target has no spread at all
+        origin = target[jnp.argmax(seen[:, 0])] if target.shape[0] else jnp.zeros_like(state.mean)
+        mean = origin + jnp.sum(w * (target - origin[None]), axis=0) / jnp.maximum(weight, _TINY)
+        spread = jnp.sum(w * (target - mean[None]) ** 2, axis=0)
+        return self.merge(state, MomentsState(weight, mean, spread, jnp.sum(w * error * error, axis=0)))
+
+    def merge(self, one: MomentsState, other: MomentsState) -> MomentsState:
+        weight = one.weight + other.weight
+        share = other.weight / jnp.maximum(weight, _TINY)
+        gap = jnp.where(one.weight == 0, jnp.zeros_like(one.mean), other.mean - one.mean)
+        return MomentsState(
+            weight,
+            jnp.where(one.weight == 0, other.mean, one.mean + share * gap),
+            one.spread + other.spread + one.weight * share * gap * gap,
+            one.residual + other.residual,
+        )
+
+    def compute(self, state: MomentsState) -> jax.Array:
+        flat = state.spread == 0
+        ratio = state.residual / jnp.where(flat, jnp.ones_like(state.spread), state.spread)
+        perfect = jnp.where(state.residual == 0, jnp.ones_like(ratio), jnp.zeros_like(ratio))
+        score = jnp.mean(jnp.where(flat, perfect, 1 - ratio))
+        return jnp.where(state.weight == 0, jnp.full_like(score, jnp.nan), score)
+
+
+def weights_of(name: str, shape: tuple[int, ...], where: Any, weights: Any) -> jax.Array:
+    """One weight per observed value: 0 where masked. `where` and `weights` cover the leading axes of the values."""
+    dtype = default_float()
+    result = jnp.ones(shape, dtype)
+    for argument, array in (("where", where), ("weights", weights)):
+        if array is None:
+            continue
+        array = jnp.asarray(array)
+        if argument == "where" and array.dtype != jnp.bool_:
+            raise TypeError(complaint(name, "where", "be boolean", array.dtype, "pass numbers as weights"))
+        if array.shape != shape[: array.ndim]:
+            must = f"have the shape of the values, {shape}, or of its leading axes"
+            raise ValueError(complaint(name, argument, must, array.shape))
+        spread = array.reshape(array.shape + (1,) * (len(shape) - array.ndim)).astype(dtype)
+        result = result * spread
+    return result
