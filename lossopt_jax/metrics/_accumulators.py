@@ -85,7 +85,7 @@ class Determination:
         return MomentsState(jnp.zeros((), default_float()), *each)
 
     def update(self, state: MomentsState, pair: tuple[jax.Array, jax.Array], weights: jax.Array) -> MomentsState:
-        prediction, target = (part.reshape(part.shape[0], -1).astype(state.mean.dtype) for part in pair)
+        prediction, target = (part.astype(state.mean.dtype) for part in pair)
         if target.shape[1] != self.outputs:
             remedy = f"say r2_score(outputs={target.shape[1]})"
             raise ValueError(complaint("r2_score", "outputs", f"be {self.outputs}", target.shape[1], remedy))
@@ -95,7 +95,7 @@ class Determination:
         error = jnp.where(seen, target - prediction, jnp.zeros_like(target))
         weight = jnp.sum(w)
         # measured from one example, so that a constant target has no spread at all
-        origin = target[jnp.argmax(seen[:, 0])] if target.shape[0] else jnp.zeros_like(state.mean)
+        origin = target[jnp.argmax(seen[:, 0])] if len(target) else jnp.zeros_like(state.mean)
         mean = origin + jnp.sum(w * (target - origin[None]), axis=0) / jnp.maximum(weight, _TINY)
         spread = jnp.sum(w * (target - mean[None]) ** 2, axis=0)
         return self.merge(state, MomentsState(weight, mean, spread, jnp.sum(w * error * error, axis=0)))

@@ -1,5 +1,6 @@
 """Means, and distances between numbers."""
 
+import math
 from typing import Any
 
 import jax
@@ -32,8 +33,8 @@ def _error(name: str, prediction: Any, target: Any) -> jax.Array:
 
 def _r2_score(prediction: Any, target: Any) -> tuple[jax.Array, jax.Array]:
     prediction, target = alike("r2_score", prediction, target)
-    rows = prediction.shape[0]
-    return as_compute(prediction).reshape(rows, -1), as_compute(target).reshape(rows, -1)
+    shape = (prediction.shape[0], math.prod(prediction.shape[1:]))
+    return as_compute(prediction).reshape(shape), as_compute(target).reshape(shape)
 
 
 @registry.register()

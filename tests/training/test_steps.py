@@ -191,7 +191,7 @@ def test_complex_parameters_go_downhill():
     program = lo.compile(apply, optimizer="sgd(0.1)", loss=lambda prediction, target: (prediction - target)[:, 0])
     state = program.init(jnp.zeros((1, 1), jnp.complex64))
     for _ in range(60):
-        state, logs = program.train_step(state, (jnp.ones((1, 1)), jnp.zeros((1, 1))))
+        state, _ = program.train_step(state, (jnp.ones((1, 1)), jnp.zeros((1, 1))))
     np.testing.assert_allclose(state.params, target, atol=1e-4)
 
 
