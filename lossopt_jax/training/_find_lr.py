@@ -115,7 +115,9 @@ def find_lr(
         got = f"{raw[0]:.3g}, then {raw[1]:.3g}"
         remedy = f"check the data and low{program.objective.logits_hint}"
         raise ValueError(complaint("find_lr", "the loss", "be finite at the lowest rate", got, remedy))
-    return RangeTest(rates, smooth, raw, suggest(rates, smooth), kept < steps)
+    # an average starts as noisy as its first values: no advice from its first 1/(1−β)
+    settled = min(round(1 / (1 - smoothing)), kept // 4)
+    return RangeTest(rates, smooth, raw, suggest(rates[settled:], smooth[settled:]), kept < steps)
 
 
 def suggest(rates: np.ndarray, losses: np.ndarray) -> dict[str, float]:

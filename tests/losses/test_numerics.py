@@ -1,0 +1,360 @@
+"""The rows of NUMERICS that losses answer, against 50 digits; u is one unit in the last place of float32."""
+
+import jax
+import jax.numpy as jnp
+import mpmath
+import numpy as np
+import pytest
+
+from lossopt_jax import losses
+
+u = 2.0**-23
+inf, nan = np.inf, np.nan
+integer, dense = losses.softmax_cross_entropy_with_integer_labels, losses.softmax_cross_entropy
+sigmoid, bce = losses.sigmoid_binary_cross_entropy, losses.binary_crossentropy
+mp = mpmath.MPContext()
+mp.dps = 50
+
+
+def exact_softmax(z, t):
+    """Value, gradient by logits and −log p of Σ t_j (−log p_j), in 50 digits."""
+    z, t = [mp.mpf(float(v)) for v in z], [mp.mpf(float(v)) for v in t]
+    normaliser = mp.log(mp.fsum(mp.exp(v) for v in z))
+    surprise, mass = [normaliser - v for v in z], mp.fsum(t)
+    gradient = [mass * mp.exp(-s) - w for s, w in zip(surprise, t, strict=True)]
+    return mp.fdot(t, surprise), gradient, surprise
+
+
+def exact_sigmoid(z, y):
+    z, y = mp.mpf(float(z)), mp.mpf(float(y))
+    value = y * mp.log1p(mp.exp(-z)) + (1 - y) * mp.log1p(mp.exp(z))
+    return value, 1 / (1 + mp.exp(-z)) - y
+
+
+def ulps(got, exact):
+    """The largest relative error, in u; where the exact value is below float32's range, 0 is right."""
+    pairs = zip(np.ravel(got), np.ravel(np.array(exact, object)), strict=True)
+    return max((float(abs((mp.mpf(float(g)) - e) / e)) / u for g, e in pairs if abs(e) > 1e-37), default=0.0)
+
+
+def one_hot(y, classes):
+    return np.eye(classes, dtype=np.float32)[y]
+
+
+def value_and_grad(f, *arguments, **options):
+    return jax.jit(jax.value_and_grad(lambda z: f(z, *arguments, **options).sum()))
+
+
+GRID = [
+    *([k + 0.1 * j for j in range(3)] for k in (0, 100, -1000, 1e4)),
+    *([a, -b, 0.3] for a in (3.1, 10.3, 17.7, 40.9, 80.2) for b in (0.1, 5.7)),
+    [0.0, 0.0, 0.0],
+    [60.0, 60.0, -1.0],
+    [1e30, 0.0, -1e30],
+]
+
+
+def check_rows(logits, labels):
+    """Integer and one-hot form, value and gradient, each within 4 u."""
+    logits, classes = np.asarray(logits, np.float32), len(logits[0])
+    for f, targets in ((integer, np.asarray(labels)), (dense, one_hot(labels, classes))):
+        values, gradients = jax.jit(jax.vmap(jax.value_and_grad(f)))(logits, targets)
+        for row, (z, y) in enumerate(zip(logits, labels, strict=True)):
+            value, gradient, _ = exact_softmax(z, one_hot(y, classes))
+            assert ulps(values[row], [value]) <= 4, z
+            assert ulps(gradients[row], gradient) <= 4, z
+
+
+@pytest.mark.parametrize("y", range(3))
+def test_l1_l2_relative_precision(y):
+    check_rows(GRID, [y] * len(GRID))
+
+
+@pytest.mark.parametrize(("scale", "offset"), [(1, 0), (10, 0), (10, 1000), (30, -1e4)])
+def test_l1_random_logits_of_any_offset(scale, offset):
+    generator = np.random.default_rng(0)
+    check_rows(generator.normal(size=(40, 5)) * scale + offset, generator.integers(0, 5, 40))
+
+
+def test_l2_half_precision_gradient():
+    z = jnp.array([20.0, 0.0], jnp.bfloat16)
+    value, gradient = value_and_grad(integer, 0)(z)
+    assert value == pytest.approx(2.0611536e-9, rel=1e-6)
+    np.testing.assert_allclose(gradient.astype(jnp.float32), [-2.0611536e-9, 2.0611536e-9], rtol=4e-3)
+
+
+def test_l2_soft_labels_and_their_gradient():
+    generator = np.random.default_rng(1)
+    for scale in (1, 20):
+        z, t = (generator.normal(size=5) * scale).astype(np.float32), generator.dirichlet([1] * 5).astype(np.float32)
+        value, _, surprise = exact_softmax(z, t)
+        assert ulps(dense(z, t), [value]) <= 4
+        assert ulps(jax.grad(lambda t, z=z: dense(z, t))(t), surprise) <= 4
+        assert ulps(jax.jvp(lambda t, z=z: dense(z, t), (t,), (one_hot(2, 5),))[1], [surprise[2]]) <= 4
+
+
+def test_l2_hessian_of_a_sure_prediction():
+    hessian = jax.jit(jax.hessian(lambda z: integer(z, 0)))(jnp.array([20.0, 0.0]))
+    np.testing.assert_allclose(hessian, 2.0611536e-9 * np.array([[1, -1], [-1, 1]]), rtol=4 * u)
+
+
+def test_l3_half_precision_rows():
+    z = jnp.asarray(np.random.default_rng(2).normal(size=(64, 1000)) * 3, jnp.bfloat16)
+    y, wide = np.arange(64), np.asarray(z.astype(jnp.float32), np.float64)
+    exact = np.log(np.exp(wide).sum(-1)) - wide[np.arange(64), y]
+    got = integer(z, y)
+    assert got.dtype == jnp.float32
+    np.testing.assert_allclose(got, exact, atol=1.4e-6)
+    assert abs(losses.mean(got) - exact.mean()) <= 6.2e-7
+
+
+def test_l4_many_classes():
+    assert integer(jnp.zeros((1, 100_000), jnp.float16), [0])[0] == pytest.approx(np.log(1e5), rel=4 * u)
+
+
+@pytest.mark.parametrize("form", ["dense", "integer", "categorical", "sparse"])
+def test_l5_impossible_class(form):
+    f, target = {
+        "dense": (dense, one_hot(0, 3)),
+        "integer": (integer, np.int32(0)),
+        "categorical": (lambda z, t: losses.categorical_crossentropy(z, t, from_logits=True), one_hot(0, 3)),
+        "sparse": (lambda z, t: losses.sparse_categorical_crossentropy(z, t, from_logits=True), np.int32(0)),
+    }[form]
+    z, p = jnp.array([0.0, -inf, 1.0]), 1 / (1 + np.exp(-1.0))
+    value, gradient = value_and_grad(f, target)(z)
+    assert value == pytest.approx(np.log1p(np.e), rel=4 * u)
+    np.testing.assert_allclose(gradient, [-p, 0, p], rtol=4 * u)
+    np.testing.assert_array_equal(jax.jit(jax.hessian(lambda z: f(z, target)))(z)[1], 0)
+    if form in ("dense", "categorical"):
+        np.testing.assert_allclose(
+            jax.jit(jax.grad(f, 1))(z, target), [np.log1p(np.e), 0, np.log1p(np.e) - 1], rtol=4 * u
+        )
+
+
+@pytest.mark.parametrize("direction", [0, 2])
+def test_l6_forward_mode(direction):
+    z, t = jnp.array([0.0, -inf, 1.0]), one_hot(0, 3)
+    expected = jax.grad(dense)(z, t)[direction]
+    assert jax.jvp(lambda z: dense(z, t), (z,), (one_hot(direction, 3),))[1] == pytest.approx(expected, rel=4 * u)
+    assert jax.jvp(lambda z: integer(z, 0), (z,), (one_hot(direction, 3),))[1] == pytest.approx(expected, rel=4 * u)
+    assert jax.jvp(dense, (z, t), (one_hot(direction, 3), 0 * t))[1] == pytest.approx(expected, rel=4 * u)
+    upstream = jax.jvp(lambda q: dense(jnp.log(q), t), (jnp.array([1.0, 0.0, np.e]),), (jnp.array([1.0, 1.0, 0.0]),))
+    assert upstream[1] == pytest.approx(-1 / (1 + 1 / np.e), rel=8 * u)
+
+
+def test_l6_row_of_impossible_classes_is_uniform():
+    value, gradient = value_and_grad(integer, 0)(jnp.full(4, -inf))
+    assert value == pytest.approx(np.log(4), rel=4 * u)
+    np.testing.assert_array_equal(gradient, [-0.75, 0.25, 0.25, 0.25])
+
+
+def test_l10_masked_classes_never_touch():
+    z, t, where = jnp.array([1.0, nan, 2.0, inf]), jnp.array([0.25, nan, 0.75, 2.0]), np.array([1, 0, 1, 0], bool)
+    expected, (gz, gt) = jax.jit(jax.value_and_grad(dense, (0, 1)))(z[where], t[where])
+    value, (got_z, got_t) = jax.jit(jax.value_and_grad(lambda z, t: dense(z, t, where=where), (0, 1)))(z, t)
+    np.testing.assert_allclose(value, expected, rtol=4 * u)
+    np.testing.assert_allclose(got_z, [gz[0], 0, gz[1], 0], rtol=4 * u)
+    np.testing.assert_allclose(got_t, [gt[0], 0, gt[1], 0], rtol=4 * u)
+    value, gradient = value_and_grad(integer, 0, where=where)(z)
+    np.testing.assert_allclose([value, *gradient], [1.3132617, -0.7310586, 0, 0.7310586, 0], rtol=4 * u)
+    for f, label in ((integer, np.int32(0)), (dense, t)):
+        for α in (0.0, 0.1):
+            value, gradient = value_and_grad(f, label, where=np.zeros(4, bool), label_smoothing=α)(z)
+            assert value == 0
+            np.testing.assert_array_equal(gradient, 0)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int32, np.uint8])
+def test_l11_labels_out_of_range(dtype):
+    z, bad = jnp.array([[1.0, 2.0, 3.0]] * 3), [-1, 3, 100] if dtype != np.uint8 else [255, 3, 100]
+    for f, predictions in ((integer, z), (losses.sparse_categorical_crossentropy, jax.nn.softmax(z))):
+        for label in bad:
+            y = np.array([0, label, 1], dtype)
+            with pytest.raises(ValueError, match=r"be in \[0, 3\), got " + str(label)):
+                f(predictions, y)
+            step = jax.jit(jax.vmap(jax.value_and_grad(f)))
+            value, gradient = step(predictions, y)
+            np.testing.assert_array_equal(np.isnan(value), [False, True, False])
+            np.testing.assert_array_equal(np.isnan(gradient), np.array([[False] * 3, [True] * 3, [False] * 3]))
+
+
+@pytest.mark.parametrize("ignore_index", [-100, 255, 1])
+@pytest.mark.parametrize("f", [integer, losses.sparse_categorical_crossentropy], ids=["logits", "keras"])
+def test_l11_ignored_labels(f, ignore_index):
+    z = jnp.array([[1.0, 2.0, 3.0], [0.5] * 3, [nan] * 3, [inf] * 3, [-inf] * 3])
+    options = {"ignore_index": ignore_index} | ({} if f is integer else {"from_logits": True})
+    value, gradient = value_and_grad(f, np.array([2] + [ignore_index] * 4), **options)(z)
+    np.testing.assert_allclose(value, 0.4076059, rtol=4 * u)
+    np.testing.assert_array_equal(gradient[1:], 0)
+
+
+def test_l17_smoothing_over_the_classes_that_are_in():
+    z, where = jnp.array([1.0, 2.0, 5.0]), np.array([True, True, False])
+    expected, gradient = value_and_grad(integer, 0, label_smoothing=0.1)(z[:2])
+    for f, label in ((integer, 0), (dense, one_hot(0, 3))):
+        got, got_gradient = value_and_grad(f, label, where=where, label_smoothing=0.1)(z)
+        np.testing.assert_allclose(got, expected, rtol=4 * u)
+        np.testing.assert_allclose(got_gradient, [*gradient, 0], rtol=4 * u)
+
+
+def check_limits(f, rows):
+    z, y, values, gradients = (np.array(column, np.float32) for column in zip(*rows, strict=True))
+    y = y.astype(np.int32) if f is integer else y
+    got, got_gradients = jax.jit(jax.vmap(jax.value_and_grad(f)))(z, y)
+    np.testing.assert_allclose(got, values, rtol=4 * u)
+    np.testing.assert_allclose(got_gradients, gradients, rtol=4 * u)
+    assert not np.isnan(jax.jit(jax.vmap(jax.hessian(f)))(z, y)).any()
+
+
+def test_l5_traced_smoothing_of_nothing():
+    smoothed = jax.jit(lambda z, α: integer(z, 0, label_smoothing=α))
+    assert smoothed(jnp.array([0.0, -inf, 1.0]), 0.0) == pytest.approx(np.log1p(np.e), rel=4 * u)
+
+
+def test_l18_infinite_logits_of_two_outcomes():
+    rows = [(inf, 1, 0, 0), (inf, 0, inf, 1), (-inf, 0, 0, 0), (-inf, 1, inf, -1), (inf, 0.5, inf, 0.5)]
+    check_limits(sigmoid, rows)
+
+
+def test_l18_infinite_logits_of_classes():
+    rows = [
+        ([inf, 0], 0, 0, [0, 0]),
+        ([0, inf], 0, inf, [-1, 1]),
+        ([0, -inf], 1, inf, [1, -1]),
+        ([0, -inf], 0, 0, [0, 0]),
+        ([inf, inf], 0, np.log(2), [-0.5, 0.5]),
+    ]
+    check_limits(integer, rows)
+    check_limits(dense, [(z, one_hot(y, 2), *expected) for z, y, *expected in rows])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("y", [0.0, 1.0, 0.25])
+def test_sigmoid_form_of_any_finite_logit(dtype, y):
+    z = jnp.asarray(np.array([0.0, *(s * v for v in np.geomspace(1e-6, 1e4, 41) for s in (1, -1))]), dtype)
+    _, gradient = value_and_grad(sigmoid, jnp.full(z.shape, y))(z)
+    exact = [exact_sigmoid(v, y) for v in np.asarray(z.astype(jnp.float32))]
+    assert ulps(jax.jit(sigmoid)(z, jnp.full(z.shape, y)), [e[0] for e in exact]) <= 4
+    if dtype == "float32" and y != 0.25:
+        assert ulps(gradient, [e[1] for e in exact]) <= 4
+    np.testing.assert_allclose(
+        gradient.astype(jnp.float32), [float(e[1]) for e in exact], rtol=float(jnp.finfo(dtype).eps), atol=1e-7
+    )
+
+
+def test_l19_squares_overflow_only_where_the_result_does():
+    assert losses.l2_loss(jnp.float16(300.0)) == 45000
+    assert losses.l2_loss(jnp.float32(2.4e19)) == pytest.approx(2.88e38, rel=4 * u)
+    assert losses.squared_error(jnp.float32(1.8e19)) == pytest.approx(3.24e38, rel=4 * u)
+    assert losses.squared_error(jnp.float32(1e20)) == inf
+
+
+def test_l20_excluded_label():
+    value, gradient = value_and_grad(integer, [2], where=[[True, True, False]])(jnp.array([[0.0, 1.0, 9.0]]))
+    assert value == inf
+    assert np.isfinite(gradient).all()
+
+
+def test_l27_where_has_the_shape_of_the_logits():
+    for f, label in ((integer, np.zeros(3, int)), (dense, np.eye(3))):
+        with pytest.raises(ValueError, match="where must have the shape of logits"):
+            f(jnp.ones((3, 3)), label, where=np.ones(3, bool))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_k1_perfect_probabilities_cost_exactly_nothing(dtype):
+    p = jnp.array([[0.0], [1.0]], dtype)
+    value, gradient = value_and_grad(bce, [[0], [1]])(p)
+    assert value == 0
+    np.testing.assert_array_equal(gradient.astype(jnp.float32), [[1], [-1]])
+
+
+def test_k1_wrong_probabilities_can_be_left():
+    rows = [
+        (0.0, 1.0, -np.log(1e-30), -1e30),
+        (1.0, 0.0, -np.log(1e-30), 1e30),
+        (1e-9, 1.0, -np.log(np.float32(1e-9)), -1e9),
+        (1e-9, 0.0, 1e-9, 1.0),
+        (1e-25, 1.0, -np.log(np.float64(np.float32(1e-25))), -1e25),
+        (1 - 2**-24, 0.0, 24 * np.log(2), 2**24),
+        (1 - 2**-24, 1.0, 2**-24, -1.0),
+    ]
+    p, y, values, gradients = (np.array(column, np.float32) for column in zip(*rows, strict=True))
+    got, got_gradients = jax.jit(jax.vmap(jax.value_and_grad(bce)))(p[:, None], y[:, None])
+    np.testing.assert_allclose(got, values, rtol=4 * u)
+    np.testing.assert_allclose(got_gradients[:, 0], gradients, rtol=4 * u)
+
+
+@pytest.mark.parametrize("y", [0.0, 1.0, 0.3])
+def test_k1_probabilities_against_50_digits(y):
+    p = np.concatenate([np.geomspace(1e-20, 0.5, 30), 1 - np.geomspace(1e-7, 0.5, 30)]).astype(np.float32)
+    q, t = [mp.mpf(float(v)) for v in p], mp.mpf(float(np.float32(y)))
+    exact = [-t * mp.log(v) - (1 - t) * mp.log1p(-v) for v in q]
+    assert ulps(bce(p[:, None], np.full((60, 1), y, np.float32)), exact) <= 4
+
+
+@pytest.mark.parametrize("y", [0.0, 1.0])
+def test_k1_no_probability(y):
+    p = np.array([[0.5, bad] for bad in (-3.0, -1e-6, 1.001, 2.0, nan)], np.float32)
+    targets = np.full((5, 2), y, np.float32)
+    value, gradient = jax.jit(jax.vmap(jax.value_and_grad(bce)))(p, targets)
+    assert np.isnan(value).all()
+    np.testing.assert_array_equal(np.isnan(gradient), [[False, True]] * 5)
+    for row in range(4):
+        with pytest.raises(ValueError, match=r"probabilities must be in \[0, 1\], got .*from_logits=True"):
+            bce(p[row], targets[row])
+
+
+CATEGORICAL = [(losses.categorical_crossentropy, [[1.0, 0.0, 0.0]]), (losses.sparse_categorical_crossentropy, [0])]
+
+
+@pytest.mark.parametrize(("f", "target"), CATEGORICAL, ids=["dense", "sparse"])
+def test_k2_rows(f, target):
+    value, gradient = value_and_grad(f, target)(jnp.zeros((1, 3)))
+    np.testing.assert_allclose([value, *gradient[0]], [-np.log(1e-30), -1e30, 0, 0], rtol=4 * u)
+    assert f(jnp.zeros((1, 3)), target)[0] == value
+    for bad, must in (
+        ([[2.0, 1.0, 1.0]], r"be in \[0, 1\]"),
+        ([[-5.0, 2.0, 3.0]], r"be in"),
+        ([[0.5, 0.2, 0.2]], "sum"),
+    ):
+        with pytest.raises(ValueError, match=must):
+            f(jnp.array(bad), target)
+    assert np.isnan(jax.jit(f)(jnp.array([[-5.0, 2.0, 3.0]]), jnp.asarray(target))[0])
+    rounded = jax.nn.softmax(jnp.asarray(np.random.default_rng(3).normal(size=(64, 3)), jnp.bfloat16))
+    assert np.isfinite(f(rounded, jnp.tile(jnp.asarray(target), (64, 1)) if f is CATEGORICAL[0][0] else [0] * 64)).all()
+    certain = f(jnp.array([[1.0 + u, 0.0, 0.0]]), target)
+    assert certain == 0
+
+
+def test_k5_absolute_error_at_an_exact_hit():
+    for f in (losses.absolute_error, losses.mean_absolute_error):
+        np.testing.assert_array_equal(jax.grad(lambda p, f=f: f(p, jnp.ones(1)).sum())(jnp.ones(1)), 0)
+    gradient = jax.grad(lambda p: losses.absolute_error(p, jnp.zeros(2)).sum())(jnp.array([-2.0, 3.0]))
+    np.testing.assert_array_equal(gradient, [-1, 1])
+
+
+def test_k7_weights():
+    assert losses.mean([1.0, 1, 1, 1], weights=[2.0, 0, 0, 0]) == 1
+    for bad in (nan, inf, -inf):
+        value, gradient = jax.value_and_grad(lambda v: losses.mean(v, weights=[2.0, 0.0]))(jnp.array([0.5, bad]))
+        assert value == 0.5
+        np.testing.assert_array_equal(gradient, [1, 0])
+
+
+def test_k11_smoothing_counts_the_classes_of_its_axis():
+    targets, p = jax.nn.one_hot(jnp.zeros((1, 5), int), 2, axis=1), jnp.full((1, 2, 5), 0.5)
+    got = losses.categorical_crossentropy(p, targets, label_smoothing=0.5, axis=1)
+    np.testing.assert_allclose(got, np.full((1, 5), np.log(2)), rtol=4 * u)
+    np.testing.assert_allclose(
+        integer(0 * p, jnp.zeros((1, 5), int), axis=1, label_smoothing=0.5), np.full((1, 5), np.log(2)), rtol=4 * u
+    )
+
+
+def test_t3_nothing_to_learn_from():
+    value, gradient = value_and_grad(lambda z: losses.mean(integer(z, [-100], ignore_index=-100)))(
+        jnp.array([[0.0, 1]])
+    )
+    assert value == 0
+    np.testing.assert_array_equal(gradient, 0)
+    assert losses.mean(integer(jnp.zeros((0, 3)), jnp.zeros(0, int))) == 0
