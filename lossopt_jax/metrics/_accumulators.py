@@ -9,36 +9,14 @@ import jax.numpy as jnp
 from lossopt_jax._core import complaint, default_float
 
 
-class Sum(NamedTuple):
-    """A running sum and what rounding has taken from it: counts go on past 2²⁴, and `psum` of both parts is a merge."""
-
-    high: jax.Array
-    low: jax.Array
-
-    @classmethod
-    def zero(cls) -> "Sum":
-        return cls(jnp.zeros((), default_float()), jnp.zeros((), default_float()))
-
-    def plus(self, term: jax.Array) -> "Sum":
-        """The sum with one more term, by Knuth's two-sum."""
-        high = self.high + term
-        part = high - self.high
-        lost = (self.high - (high - part)) + (term - part)
-        return Sum(high, self.low + jnp.where(jnp.isfinite(high), lost, jnp.zeros_like(lost)))
-
-    def merge(self, other: "Sum") -> "Sum":
-        high, low = self.plus(other.high)
-        return Sum(high, low + other.low)
-
-    def value(self) -> jax.Array:
-        return self.high + self.low
-
-
 class MeanState(NamedTuple):
-    """Σ w v and Σ w."""
+    """Σ w v and Σ w, and below them what rounding has taken from each: [[Σ w v, Σ w], [lost, lost]].
 
-    total: Sum
-    weight: Sum
+    With the second row counts go on past 2²⁴, and the sum of two states (so their psum) is their merge. One array,
+    because a compiled loop pays for every output.
+    """
+
+    sums: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,19 +24,29 @@ class Mean:
     """Weighted mean of the observed values. Nothing seen: NaN."""
 
     def init(self) -> MeanState:
-        return MeanState(Sum.zero(), Sum.zero())
+        return MeanState(jnp.zeros((2, 2), default_float()))
 
     def update(self, state: MeanState, values: jax.Array, weights: jax.Array) -> MeanState:
-        values, weights = (part.astype(state.total.high.dtype) for part in (values, weights))
+        values, weights = (part.astype(state.sums.dtype) for part in (values, weights))
         terms = weights * jnp.where(weights == 0, jnp.zeros_like(values), values)
-        return MeanState(state.total.plus(jnp.sum(terms)), state.weight.plus(jnp.sum(weights)))
+        return _add(state, jnp.stack([jnp.sum(terms), jnp.sum(weights)]))
 
     def merge(self, one: MeanState, other: MeanState) -> MeanState:
-        return MeanState(one.total.merge(other.total), one.weight.merge(other.weight))
+        high, low = _add(one, other.sums[0]).sums
+        return MeanState(jnp.stack([high, low + other.sums[1]]))
 
     def compute(self, state: MeanState) -> jax.Array:
-        weight = state.weight.value()
-        return jnp.where(weight == 0, jnp.full_like(weight, jnp.nan), state.total.value() / jnp.maximum(weight, _TINY))
+        total, weight = state.sums[0] + state.sums[1]
+        return jnp.where(weight == 0, jnp.full_like(weight, jnp.nan), total / jnp.maximum(weight, _TINY))
+
+
+def _add(state: MeanState, terms: jax.Array) -> MeanState:
+    """One more term on each sum, by Knuth's two-sum."""
+    before, lost = state.sums
+    after = before + terms
+    part = after - before
+    error = (before - (after - part)) + (terms - part)
+    return MeanState(jnp.stack([after, lost + jnp.where(jnp.isfinite(after), error, jnp.zeros_like(error))]))
 
 
 _TINY = 1e-30

@@ -1,6 +1,7 @@
 """The epochs of `fit`: on the device for arrays, batch by batch for anything that iterates."""
 
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +19,8 @@ from lossopt_jax.training._state import TrainState, check_alive
 if TYPE_CHECKING:
     from lossopt_jax.training._program import Program
 
-# state, all steps fine, what each step said, the epoch's figures
-Epoch = tuple[TrainState, jax.Array, _steps.Trace, dict[str, Any]]
+# state, all steps fine so far, a row per step, the epoch's figures
+Epoch = tuple[TrainState, jax.Array, Any, dict[str, Any]]
 
 
 def fit(
@@ -46,34 +47,45 @@ def fit(
         raise ValueError(complaint("fit", "validation", "be said once", "validation_data and validation_split"))
     # the caller's state stays alive; the copies are donated from epoch to epoch
     state = jax.tree.map(jnp.copy, state)._replace(seed=jnp.asarray(seed, jnp.uint32))
-    if isinstance(data, tuple):
-        run = _over_arrays(program, data, batch_size, validation_data, validation_split, shuffle)
-    else:
+    if not isinstance(data, tuple):
         run = _over_batches(program, data, validation_data, validation_split)
-    return _epochs(program, state, run, epochs, callbacks, progress)
+        return _epochs(program, state, run, epochs, callbacks, progress, ahead=0)
+    run = _over_arrays(program, data, batch_size, validation_data, validation_split, shuffle)
+    return _epochs(program, state, run, epochs, callbacks, progress, ahead=0 if callbacks else 1)
 
 
 def _epochs(
     program: "Program",
     state: TrainState,
-    run: Callable[[TrainState], Epoch],
+    run: Callable[[TrainState, jax.Array], Epoch],
     epochs: int,
     callbacks: Sequence[Callable[..., Any]],
     progress: bool | str,
+    ahead: int,
 ) -> tuple[TrainState, History]:
-    history = History()
+    """Run the epochs; look at the figures of one only when `ahead` further ones are under way.
+
+    That hides the fetching. It is safe because an epoch after a bad one does nothing.
+    """
+    history, alive = History(), jnp.ones((), bool)
+    waiting: deque[tuple[int, Any, Any, Any]] = deque()
     with progress_of(progress, epochs) as display:
-        for epoch in range(epochs):
-            state, fine, trace, figures = run(state)
+        for epoch in range(epochs + ahead):
+            if epoch < epochs:
+                state, alive, log, figures = run(state, alive)
+                waiting.append((epoch, alive, log, figures))
+            if epoch < ahead or not waiting:
+                continue
+            done, fine, log, figures = waiting.popleft()
             fine, figures = jax.device_get((fine, figures))
             if not fine:
-                history.stopped = _explanation(jax.device_get(trace), epoch, program.objective.logits_hint)
+                history.stopped = _explanation(program, np.asarray(log), list(_steps.learning_rates(state)), done)
                 warnings.warn(history.stopped, RuntimeWarning, stacklevel=4)
                 break
             logs = {name: float(figures[name]) for name in _in_order(program, figures)}
             history.append(logs)
-            display.epoch(logs, trace.ok.shape[0])
-            if any([callback(epoch, logs, state) is True for callback in callbacks]):
+            display.epoch(logs, len(log))
+            if any([callback(done, logs, state) is True for callback in callbacks]):
                 break
     return state, history
 
@@ -85,17 +97,17 @@ def _in_order(program: "Program", figures: dict[str, Any]) -> list[str]:
     return [*known, *(name for name in figures if name not in known)]
 
 
-def _explanation(trace: _steps.Trace, epoch: int, hint: str) -> str:
+def _explanation(program: "Program", log: np.ndarray, rates: list[str], epoch: int) -> str:
     """Why a run stopped: the step, the figures around it, and what to try."""
-    bad = int(np.argmin(trace.ok))
-    rates = ", ".join(f"{name} {float(np.asarray(rate)[bad]):.3g}" for name, rate in trace.learning_rate.items())
-    before = f", {float(trace.grad_norm[bad - 1]):.3g} one step before" if bad else ""
+    bad = int(np.argmin(np.isfinite(log[:, :2]).all(axis=1)))
+    loss, norm, *values = log[bad]
+    before = f", {log[bad - 1, 1]:.3g} one step before" if bad else ""
+    with_rates = "".join(f" with {name} {value:.3g}" for name, value in zip(rates, values, strict=True))
     return (
-        f"fit: the loss must stay finite, got loss {float(trace.loss[bad]):.3g} and gradient norm "
-        f"{float(trace.grad_norm[bad]):.3g}{before} at step {bad + 1} of epoch {epoch + 1}"
-        f"{' with ' + rates if rates else ''}; the state returned is the last finite one. Try a lower learning rate "
+        f"fit: the loss must stay finite, got loss {loss:.3g} and gradient norm {norm:.3g}{before} at step {bad + 1} "
+        f"of epoch {epoch + 1}{with_rates}; the state returned is the last finite one. Try a lower learning rate "
         f"(lo.training.find_lr), lo.chain(lo.transforms.clip_by_global_norm(1.0), …), inputs scaled to unit "
-        f"variance{hint}, or look for NaN in the data"
+        f"variance{program.objective.logits_hint}, or look for NaN in the data"
     )
 
 
@@ -106,7 +118,7 @@ def _over_arrays(
     validation_data: Any,
     validation_split: float,
     shuffle: bool,
-) -> Callable[[TrainState], Epoch]:
+) -> Callable[[TrainState, jax.Array], Epoch]:
     """An epoch is one compiled program; validation on arrays is part of it."""
     x, y, size = as_examples("fit", data)
     held_out = None
@@ -122,18 +134,18 @@ def _over_arrays(
         held_out = as_examples("fit", validation_data)[:2]
     batch_size = min(batch_size, size)
 
-    def run(state: TrainState) -> Epoch:
-        state, fine, trace, figures = program.epoch(state, x, y, held_out, size, batch_size, shuffle)
+    def run(state: TrainState, alive: jax.Array) -> Epoch:
+        state, alive, log, figures = program.epoch(state, alive, x, y, held_out, size, batch_size, shuffle)
         if validation_data is not None and held_out is None:
             figures = figures | _validated(program, state, validation_data)
-        return state, fine, trace, figures
+        return state, alive, log, figures
 
     return run
 
 
 def _over_batches(
     program: "Program", data: Any, validation_data: Any, validation_split: float
-) -> Callable[[TrainState], Epoch]:
+) -> Callable[[TrainState, jax.Array], Epoch]:
     """A step is one compiled program; nothing is fetched before the epoch's end."""
     if not isinstance(data, Iterable):
         raise TypeError(complaint("fit", "data", "be a pair (x, y) or an iterable of them", type(data).__name__))
@@ -141,19 +153,16 @@ def _over_batches(
         got = f"{validation_split} for batches"
         raise ValueError(complaint("fit", "validation_split", "be 0 unless data are arrays", got, "hold batches out"))
 
-    def run(state: TrainState) -> Epoch:
-        state = program.reset(state)
-        alive, traces = jnp.ones((), bool), []
+    def run(state: TrainState, alive: jax.Array) -> Epoch:
+        state, rows = program.reset(state), []
         for x, y, where in equal_batches("fit", data):
-            state, trace = program.guarded_step(state, x, y, where, alive)
-            alive = trace.ok
-            traces.append(trace)
-        if not traces:
+            state, alive, row = program.guarded_step(state, x, y, where, alive)
+            rows.append(row)
+        if not rows:
             remedy = "pass a list, or an object that can be iterated again every epoch"
             raise ValueError(complaint("fit", "data", "give at least one batch per epoch", "none", remedy))
-        trace = jax.tree.map(lambda *steps: np.stack(steps), *jax.device_get(traces))
         figures = program.read(state) | _validated(program, state, validation_data)
-        return state, alive, trace, figures | _steps.learning_rates(state.opt_state)
+        return state, alive, np.stack(jax.device_get(rows)), figures | _steps.learning_rates(state.opt_state)
 
     return run
 

@@ -208,10 +208,15 @@ class Program:
 
     @functools.cached_property
     def epoch(self) -> Callable[..., Any]:
-        """(state, x, y, validation, size, batch_size, shuffle) → (state, fine, trace, figures); consumes its state."""
+        """One epoch and its validation, for `fit` over arrays; consumes its state.
 
-        def epoch(state: Any, x: Any, y: Any, held_out: Any, size: int, batch_size: int, shuffle: bool) -> Any:
-            state, fine, trace = _steps.train_epoch(self.model, state, x, y, size, batch_size, shuffle)
+        (state, alive, x, y, validation, size, batch_size, shuffle) → (state, alive, a row per step, figures)
+        """
+
+        def epoch(
+            state: Any, alive: Any, x: Any, y: Any, held_out: Any, size: int, batch_size: int, shuffle: bool
+        ) -> Any:
+            state, alive, log = _steps.train_epoch(self.model, state, alive, x, y, size, batch_size, shuffle)
             figures = self.model.read(state.metrics)
             if held_out is not None:
                 rows = count("fit", held_out)
@@ -219,14 +224,19 @@ class Program:
                     self.model, state.params, state.model_state, *held_out, rows, min(rows, max(batch_size, 256))
                 )
                 figures |= {f"val_{name}": value for name, value in self.model.read(sums).items()}
-            return state, fine, trace, figures | _steps.learning_rates(state.opt_state)
+            return state, alive, log, figures | _steps.learning_rates(state.opt_state)
 
-        return self._jit(epoch, donate_argnums=0, static_argnums=(4, 5, 6))
+        return self._jit(epoch, donate_argnums=0, static_argnums=(5, 6, 7))
 
     @functools.cached_property
     def guarded_step(self) -> Callable[..., Any]:
-        """(state, x, y, where, alive) → (state, trace), for `fit` over batches; consumes its state."""
-        return self._jit(functools.partial(_steps.train_step, self.model), donate_argnums=0)
+        """(state, x, y, where, alive) → (state, alive, row), for `fit` over batches; consumes its state."""
+
+        def step(state: Any, x: Any, y: Any, where: Any, alive: Any) -> Any:
+            state, trace = _steps.train_step(self.model, state, x, y, where, alive)
+            return state, trace.ok, _steps.row(trace)
+
+        return self._jit(step, donate_argnums=0)
 
     @functools.cached_property
     def _evaluation(self) -> Callable[..., Any]:

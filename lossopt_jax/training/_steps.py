@@ -7,7 +7,14 @@ import jax
 import jax.numpy as jnp
 
 from lossopt_jax import losses, metrics
-from lossopt_jax._core import as_default_float, is_complex, is_trainable, none_is_leaf, standard_promotion
+from lossopt_jax._core import (
+    as_default_float,
+    default_float,
+    is_complex,
+    is_trainable,
+    none_is_leaf,
+    standard_promotion,
+)
 from lossopt_jax.schedules import exponential_range
 from lossopt_jax.training._data import batch_rows, take
 from lossopt_jax.training._resolve import Objective
@@ -59,6 +66,12 @@ class Model(NamedTuple):
         return {"loss": LOSS.compute(sums["loss"])} | {n: m.compute(sums[n]) for n, m in self.metrics.items()}
 
 
+def row(trace: Trace) -> jax.Array:
+    """A step's figures in one array, since a compiled loop pays for every output: [loss, gradient norm, rates …]."""
+    figures = (trace.loss, trace.grad_norm, *trace.learning_rate.values())
+    return jnp.stack([figure.astype(default_float()) for figure in figures])
+
+
 def learning_rates(opt_state: Any) -> dict[str, jax.Array]:
     """The rates in an optimizer's state: "learning_rate", or one per group."""
     found = get_hyperparams(opt_state)
@@ -106,9 +119,9 @@ def train_step(
 
 
 def train_epoch(
-    model: Model, state: TrainState, x: Any, y: Any, size: int, batch_size: int, shuffle: bool
-) -> tuple[TrainState, jax.Array, Trace]:
-    """Every example once: (state, all steps fine, trace [steps]); after a bad step the rest does nothing."""
+    model: Model, state: TrainState, alive: jax.Array, x: Any, y: Any, size: int, batch_size: int, shuffle: bool
+) -> tuple[TrainState, jax.Array, jax.Array]:
+    """Every example once: (state, all steps fine, a row per step); after a bad step the rest does nothing."""
     order = jnp.arange(size)
     if shuffle:
         order = jax.random.permutation(jax.random.fold_in(jax.random.key(state.seed), state.step), order)
@@ -118,11 +131,11 @@ def train_epoch(
         state, alive = carry
         rows, where = batch
         state, trace = train_step(model, state, take(x, rows), take(y, rows), where, alive)
-        return (state, trace.ok), trace
+        return (state, trace.ok), row(trace)
 
     state = state._replace(metrics=model.clean())
-    (state, fine), trace = jax.lax.scan(step, (state, jnp.ones((), bool)), (rows, masks))
-    return state, fine, trace
+    (state, alive), log = jax.lax.scan(step, (state, alive), (rows, masks))
+    return state, alive, log
 
 
 def evaluate(model: Model, params: Any, model_state: Any, x: Any, y: Any, size: int, batch_size: int) -> dict[str, Any]:
