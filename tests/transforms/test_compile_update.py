@@ -150,7 +150,11 @@ def test_sharded_step_keeps_its_shards_and_moves_only_scalars():
     tx = STEPS["clip and adamw"]
     program = lo.compile_update(tx).lower(placed[0], tx.init(placed[0]), placed[1]).compile()
     collectives = re.findall(r"= (.*?) (all-\w+|collective-\w+|reduce-scatter)\(", program.as_text())
-    moved = [math.prod(map(int, filter(None, dims.split(",")))) for shape, _ in collectives for dims in re.findall(r"\[([\d,]*)\]", shape)]
+    moved = [
+        math.prod(map(int, filter(None, dims.split(","))))
+        for shape, _ in collectives
+        for dims in re.findall(r"\[([\d,]*)\]", shape)
+    ]
     assert collectives
     assert max(moved) <= 8  # one number of each device
     after, state = lo.compile_update(tx)(placed[0], tx.init(placed[0]), placed[1])

@@ -41,7 +41,9 @@ TRANSFORMS = {
     "masked": Row(lambda x: lo.masked(T.trace(x), matrices), "decay", 0.9, 0.5),
     "master_weights": Row(lambda x: lo.master_weights(O.adam(x)), "learning_rate", 0.1, 0.01),
     "named_chain": Row(lambda x: lo.named_chain(("a", T.trace(0.9)), ("b", O.sgd(x))), "learning_rate", 0.1, 0.01),
-    "partition": Row(lambda x: lo.partition({"matrix": T.scale_by_rms(x), "rest": O.sgd(1.0)}, by_rank), "decay", 0.9, 0.5),
+    "partition": Row(
+        lambda x: lo.partition({"matrix": T.scale_by_rms(x), "rest": O.sgd(1.0)}, by_rank), "decay", 0.9, 0.5
+    ),
     "scale": Row(T.scale, "step_size", -2.0, 0.5),
     "scale_by_adam": Row(lambda x: T.scale_by_adam(x, nesterov=True), "b1", 0.9, 0.5),
     "scale_by_amsgrad": Row(T.scale_by_amsgrad, "b1", 0.9, 0.5),
@@ -535,7 +537,9 @@ def test_apply_updates_refuses_another_shape_or_tree():
 def test_a_rule_that_returns_another_shape_or_slot_is_refused():
     @T.elementwise(mu=T.Slot())
     def broken(g, slots, t, *, how: str):
-        return (g[None] if how == "shape" else g), ({"nu": g} if how == "slot" else {"mu": g[:1]} if how == "cut" else {})
+        return (g[None] if how == "shape" else g), (
+            {"nu": g} if how == "slot" else {"mu": g[:1]} if how == "cut" else {}
+        )
 
     for how, message in {"shape": "keep the shapes", "slot": "'nu'", "cut": "keep the shapes"}.items():
         tx = broken(how)
@@ -745,7 +749,9 @@ def test_partition_is_each_group_alone():
 
 
 def test_a_label_without_parameters_is_harmless():
-    tx = lo.partition({"a": O.adam(0.1), "unused": lo.chain(T.clip_by_global_norm(1.0, per_group=True), O.adam(0.1))}, "a")
+    tx = lo.partition(
+        {"a": O.adam(0.1), "unused": lo.chain(T.clip_by_global_norm(1.0, per_group=True), O.adam(0.1))}, "a"
+    )
     updates, state = tx.update(jnp.ones(2), tx.init(jnp.ones(2)), jnp.ones(2))
     np.testing.assert_allclose(updates, -0.1, rtol=1e-6)
     assert types(state) == types(tx.init(jnp.ones(2)))
@@ -754,7 +760,7 @@ def test_a_label_without_parameters_is_harmless():
 @pytest.mark.parametrize("wrap", [lambda tx: lo.chain(O.sgd(0.1), tx), lambda tx: tx], ids=["nested", "bare"])
 def test_a_global_norm_refuses_a_group(wrap):  # NUMERICS O24
     for build in (lambda tx: lo.partition({"a": tx}, "a"), lambda tx: lo.masked(tx, True)):
-        with pytest.raises(ValueError, match="clip_by_global_norm must see the whole tree.*per_group=True"):
+        with pytest.raises(ValueError, match=r"clip_by_global_norm must see the whole tree.*per_group=True"):
             build(wrap(T.clip_by_global_norm(1.0)))
         build(wrap(T.clip_by_global_norm(1.0, per_group=True)))
     tx = lo.partition({k: T.clip_by_global_norm(1.0, per_group=True) for k in "xy"}, {"a": "x", "b": "y"})
