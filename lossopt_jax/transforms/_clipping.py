@@ -36,7 +36,8 @@ def _norm_at_once(*parts: jax.Array) -> jax.Array:
 def _norm_by_need(*parts: jax.Array) -> jax.Array:
     """The same from one sum, and all three where it is no use: on a CPU each sum is a pass over memory."""
     least, most, _ = _range(parts[0].dtype)
-    total = functools.reduce(jnp.add, [jnp.sum(jnp.square(x)) for x in parts])
+    # a contraction over all axes: one call of the matrix library, where a sum of many small leaves is many kernels
+    total = functools.reduce(jnp.add, [jnp.tensordot(x, x, axes=x.ndim, precision="highest") for x in parts])
     return jax.lax.cond((total > least) & (total < most), lambda *_: jnp.sqrt(total), _norm_at_once, *parts)
 
 
