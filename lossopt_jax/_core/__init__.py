@@ -1,6 +1,6 @@
 """What every room stands on: dtype policy, trees, static checks, registries, and fences around JAX versions."""
 
-from lossopt_jax._core._checks import RANGES, check_scalar, complaint, concrete
+from lossopt_jax._core._checks import RANGES, along_leading_axes, bound_arguments, check_scalar, complaint, concrete
 from lossopt_jax._core._dtypes import (
     as_compute,
     as_default_float,

@@ -1,5 +1,6 @@
 """Static checks. Values are looked at only where they are concrete; shapes, dtypes and names always."""
 
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -69,3 +70,26 @@ def check_scalar(where: str, name: str, value: Any, *, must: str = "be a real nu
         words, holds = RANGES.get(name, ("be a real number", lambda x: not math.isnan(x)))
         if not holds(float(value)):
             raise ValueError(complaint(where, name, words, float(value), remedy))
+
+
+def bound_arguments(
+    name: str, signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    """The arguments of a call by name, defaults included; a call that does not fit says what would."""
+    try:
+        bound = signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise TypeError(f"{name}: {error}; its arguments are {signature}") from None
+    bound.apply_defaults()
+    return dict(bound.arguments)
+
+
+def along_leading_axes(where: str, name: str, array: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """A mask or weights of the shape of the values, or of their leading axes, spread over all of them.
+
+    Only leading axes: so no square case can be read in two ways.
+    """
+    if array.shape != shape[: array.ndim]:
+        must = f"have the shape of values, {shape}, or of its leading axes"
+        raise ValueError(complaint(where, name, must, f"{array.shape}", f"broadcast {name} to {shape}"))
+    return jax.numpy.broadcast_to(array.reshape(array.shape + (1,) * (len(shape) - array.ndim)), shape)

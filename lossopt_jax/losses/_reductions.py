@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lossopt_jax._core import as_compute, complaint
+from lossopt_jax._core import along_leading_axes, as_compute, complaint
 from lossopt_jax.losses._arithmetic import headroom
 
 
@@ -77,24 +77,17 @@ def _selected(name: str, values: Any, where: Any, weights: Any) -> tuple[jax.Arr
         where = jnp.asarray(where)
         if where.dtype != jnp.bool_:
             raise TypeError(complaint(name, "where", "be boolean", f"{where.dtype}", "pass numbers as weights"))
-        where = _along_leading_axes(name, "where", where, values.shape)
+        where = along_leading_axes(name, "where", where, values.shape)
         values = jnp.where(where, values, 0.0)
     if weights is not None:
         weights = as_compute(weights)
         if jnp.issubdtype(weights.dtype, jnp.complexfloating):
             raise TypeError(complaint(name, "weights", "be real", f"{weights.dtype}"))
-        weights = _along_leading_axes(name, "weights", weights, values.shape)
+        weights = along_leading_axes(name, "weights", weights, values.shape)
         weights = weights if where is None else jnp.where(where, weights, 0.0)
         dtype = np.promote_types(values.dtype, weights.dtype)
         values, weights = values.astype(dtype), weights.astype(dtype)
     return values, where, weights
-
-
-def _along_leading_axes(name: str, argument: str, array: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    if array.shape != shape[: array.ndim]:
-        must = f"have the shape of values, {shape}, or of its leading axes"
-        raise ValueError(complaint(name, argument, must, f"{array.shape}", f"broadcast {argument} to {shape}"))
-    return jnp.broadcast_to(array.reshape(array.shape + (1,) * (len(shape) - array.ndim)), shape)
 
 
 def _weighted(values: jax.Array, weights: jax.Array) -> jax.Array:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lossopt_jax._core import complaint, default_float
+from lossopt_jax._core import along_leading_axes, complaint, default_float
 
 
 class MeanState(NamedTuple):
@@ -117,9 +117,5 @@ def weights_of(name: str, shape: tuple[int, ...], where: Any, weights: Any) -> j
         array = jnp.asarray(array)
         if argument == "where" and array.dtype != jnp.bool_:
             raise TypeError(complaint(name, "where", "be boolean", array.dtype, "pass numbers as weights"))
-        if array.shape != shape[: array.ndim]:
-            must = f"have the shape of the values, {shape}, or of its leading axes"
-            raise ValueError(complaint(name, argument, must, array.shape))
-        spread = array.reshape(array.shape + (1,) * (len(shape) - array.ndim)).astype(dtype)
-        result = result * spread
+        result = result * along_leading_axes(name, argument, array, shape).astype(dtype)
     return result

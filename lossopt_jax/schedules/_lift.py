@@ -18,7 +18,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lossopt_jax._core import Registry, as_default_float, check_scalar, comparable, complaint, concrete, default_float
+from lossopt_jax._core import (
+    Registry,
+    as_default_float,
+    bound_arguments,
+    check_scalar,
+    comparable,
+    complaint,
+    concrete,
+    default_float,
+)
 
 registry = Registry("schedule")
 
@@ -84,19 +93,15 @@ def schedule(
 
         @functools.wraps(curve)
         def make(*args: Any, **kwargs: Any) -> Schedule:
-            try:
-                bound = signature.bind(*args, **kwargs)
-            except TypeError as error:
-                raise TypeError(f"{curve.__name__}: {error}; its arguments are {signature}") from None
-            bound.apply_defaults()
-            for name, value in bound.arguments.items():
+            arguments = bound_arguments(curve.__name__, signature, args, kwargs)
+            for name, value in arguments.items():
                 if name in (*steps, *begins):
-                    bound.arguments[name] = _duration(curve.__name__, name, value, 1 if name in steps else 0)
+                    arguments[name] = _duration(curve.__name__, name, value, 1 if name in steps else 0)
                 elif not isinstance(signature.parameters[name].default, bool) and value is not None:
                     check_scalar(curve.__name__, name, value)
             if check is not None:
-                check(**bound.arguments)
-            return Schedule(curve.__name__, tuple(bound.arguments.items()))
+                check(**arguments)
+            return Schedule(curve.__name__, tuple(arguments.items()))
 
         make.__signature__ = signature
         del make.__wrapped__

@@ -31,6 +31,7 @@ from lossopt_jax._core import (
     RANGES,
     as_compute,
     as_default_float,
+    bound_arguments,
     check_scalar,
     complaint,
     default_float,
@@ -283,12 +284,7 @@ def _constructor(rule: Rule) -> Callable[..., GradientTransformation]:
 
     @functools.wraps(rule.function)
     def make(*args: Any, **kwargs: Any) -> GradientTransformation:
-        try:
-            bound = signature.bind(*args, **kwargs)
-        except TypeError as error:
-            raise TypeError(f"{rule.name}: {error}; its arguments are {signature}") from None
-        bound.apply_defaults()
-        arguments = dict(bound.arguments)
+        arguments = bound_arguments(rule.name, signature, args, kwargs)
         inner = arguments.pop("inner", None)
         for name, value in arguments.items():
             if name not in rule.scalars:

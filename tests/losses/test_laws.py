@@ -204,10 +204,12 @@ def test_extremes_are_finite(name, predictions, targets):
 def test_half_precision_is_computed_in_float32(name, predictions, targets, dtype):
     f, half = jax.jit(bind(name, targets, {})), cast(predictions, dtype)
     assert f(half).dtype == jnp.float32
-    np.testing.assert_array_equal(f(half), f(half.astype(jnp.float32)))
+    # two programs, so exp may round its last bit either way; half precision would be off by thousands of these
+    np.testing.assert_array_max_ulp(np.asarray(f(half)), np.asarray(f(half.astype(jnp.float32))), 2)
     gradient = jax.jit(jax.grad(lambda p: f(p).sum()))
     assert gradient(half).dtype == dtype
-    np.testing.assert_array_equal(gradient(half), gradient(half.astype(jnp.float32)).astype(dtype))
+    exact, rounded = gradient(half.astype(jnp.float32)), gradient(half).astype(jnp.float32)
+    np.testing.assert_allclose(rounded, exact, rtol=0.51 * float(jnp.finfo(dtype).eps), atol=1e-7)
 
 
 @each_loss
