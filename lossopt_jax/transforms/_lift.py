@@ -178,7 +178,14 @@ class RuleTransformation(_Lifted):
         run = program(rule, self._statics)
         if rule.lift == "treewise":
             slots = {name: [leaves[i] for i in active] for name, leaves in held.items()}
-            rows = tuple(n.value if isinstance(n, _Same) else [n[i] for i in active] for n in needs)
+            rows = tuple(
+                _of_trained(n.value, params, active)
+                if need == "value_fn"
+                else n.value
+                if isinstance(n, _Same)
+                else [n[i] for i in active]
+                for need, n in zip(rule.needs, needs, strict=True)
+            )
             new, changed = _treewise(run, [gradients[i] for i in active], slots | shared, t, scalars, rows)
             shared = {name: changed[name] for name in shared}
             outcomes = [(u, {name: changed[name][k] for name in held}) for k, u in enumerate(new)]
@@ -219,6 +226,20 @@ class _Same:
         return self.value
 
 
+def _of_trained(value_fn: Callable[[Any], Any], params: Any, active: list[int]) -> Callable[[list[Any]], jax.Array]:
+    """The caller's function of the parameters as one of the list of trained arrays, in JAX's default float type."""
+    leaves, treedef = jax.tree.flatten(params, is_leaf=none_is_leaf)
+
+    def value_of(trained: list[Any]) -> jax.Array:
+        whole = list(leaves)
+        for index, leaf in zip(active, trained, strict=True):
+            whole[index] = leaf.astype(dtype_of(leaves[index]))
+        with standard_promotion():
+            return as_default_float(value_fn(jax.tree.unflatten(treedef, whole)))
+
+    return value_of
+
+
 def _treewise(run: Callable[..., Any], gradients: list[Any], slots: dict[str, Any], *rest: Any) -> Any:
     """A treewise rule sees a complex leaf as two real ones, so that its inner products are real."""
     split = [is_complex(g) for g in gradients]
@@ -235,7 +256,12 @@ def _treewise(run: Callable[..., Any], gradients: list[Any], slots: dict[str, An
         def is_list(node: Any) -> bool:
             return isinstance(node, list)
 
-        return jax.tree.map(lambda node: function(node) if is_list(node) else node, tree, is_leaf=is_list)
+        def along(node: Any) -> Any:
+            if callable(node):
+                return lambda parts: node(join(parts))
+            return function(node) if is_list(node) else node
+
+        return jax.tree.map(along, tree, is_leaf=is_list)
 
     if not any(split):
         return run(gradients, slots, *rest)
@@ -345,7 +371,7 @@ def treewise(
     """Lift maths on all arrays at once, as lists of the trained leaves (a complex leaf as two real ones).
 
     Args:
-      needs: also "value_fn".
+      needs: also "value_fn", then a function of the list of trained parameters.
       once: as `elementwise`.
       flags: "global_statistic" for a rule that means the whole tree and would be wrong in a group.
       **slots: per="leaf" ones are lists too; per="tree" ones may be returned like them.
