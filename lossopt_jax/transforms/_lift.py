@@ -208,11 +208,12 @@ class RuleTransformation(_Lifted):
         return jax.tree.unflatten(treedef, gradients), RuleState(step, slots, hyperparams)
 
     def _leaves(self, tree: Any, treedef: Any, updates: Any, raised: bool = False) -> list[Any]:
-        leaves, structure = jax.tree.flatten(tree, is_leaf=none_is_leaf)
-        if structure != treedef:
+        try:
+            leaves = treedef.flatten_up_to(tree)
+        except ValueError:
             remedy = "pass gradients of the parameters that init saw"
             gap = first_difference(tree, updates)
-            raise ValueError(complaint(self.name, "gradients", "have the tree of the state", gap, remedy))
+            raise ValueError(complaint(self.name, "gradients", "have the tree of the state", gap, remedy)) from None
         return [as_compute(leaf) if raised and is_trainable(leaf) else leaf for leaf in leaves]
 
 

@@ -19,7 +19,8 @@ class Slot:
     """What a rule remembers, declared: `init`, sharding, compression and checkpoint paths follow from it.
 
     Args:
-      shape: "param" (the leaf's shape), "leaf" (one scalar per leaf), or a function (shape, dtype) → shape.
+      shape: "param" (the leaf's shape), "leaf" (one scalar per leaf), or a function of the leaf's shape and the rule's
+        arguments (a dict): a shape, a list of shapes for several arrays, or None for no slot.
       fill: the initial value: a number, the name of an argument of the rule, or a function of the parameter
         (its result is copied, never aliased).
       per: "leaf", or "tree" for one scalar that all leaves share.
@@ -28,14 +29,14 @@ class Slot:
       exact: never to be compressed.
     """
 
-    shape: Literal["param", "leaf"] | Callable[[tuple[int, ...], Any], tuple[int, ...]] = "param"
+    shape: Literal["param", "leaf"] | Callable[[tuple[int, ...], dict[str, Any]], Any] = "param"
     fill: float | str | Callable[[jax.Array], jax.Array] = 0.0
     per: Literal["leaf", "tree"] = "leaf"
     dtype: Any = None
     nonnegative: bool = False
     exact: bool = False
 
-    def make(self, parameter: Any, arguments: dict[str, Any]) -> jax.Array:
+    def make(self, parameter: Any, arguments: dict[str, Any]) -> Any:
         """The initial slot of one leaf, or of the tree."""
         fill = arguments[self.fill] if isinstance(self.fill, str) else self.fill
         if self.per == "tree":
@@ -45,8 +46,10 @@ class Slot:
             return jnp.array(fill(jnp.asarray(parameter)), dtype, copy=True)
         if self.shape == "param":  # full_like keeps the parameter's sharding
             return jnp.full_like(parameter, fill, dtype=dtype)
-        shape = () if self.shape == "leaf" else self.shape(jnp.shape(parameter), dtype_of(parameter))
-        return jnp.full(shape, fill, dtype)
+        shape = () if self.shape == "leaf" else self.shape(jnp.shape(parameter), arguments)
+        if isinstance(shape, list):
+            return tuple(jnp.full(part, fill, dtype) for part in shape)
+        return None if shape is None else jnp.full(shape, fill, dtype)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -152,7 +155,7 @@ def _check_shapes(rule: Rule, g: Any, before: dict[str, Any], update: Any, chang
         raise TypeError(complaint(rule.name, "update and slots", f"keep the shapes {expected}", got))
 
 
-def _apart(call: Callable[..., Any], *arguments: Any) -> Any:
+def apart(call: Callable[..., Any], *arguments: Any) -> Any:
     """A rule without operations across elements sees real and imaginary parts of a complex leaf apart."""
 
     def part_of(part: Callable[..., Any], leaf: Any) -> Any:
@@ -173,7 +176,7 @@ def program(rule: Rule, statics: tuple[tuple[str, Any], ...]) -> Callable[..., A
     call = functools.partial(_call, rule, dict(statics))
 
     def run(g: Any, *rest: Any) -> Any:
-        return _apart(call, g, *rest) if not isinstance(g, list) and is_complex(g) else call(g, *rest)
+        return apart(call, g, *rest) if not isinstance(g, list) and is_complex(g) else call(g, *rest)
 
     run.__name__ = run.__qualname__ = rule.name
     return run if "value_fn" in rule.needs else jax.jit(run)
