@@ -1,6 +1,20 @@
 """What every room stands on: dtype policy, trees, static checks, registries, and fences around JAX versions."""
 
-from lossopt_jax._core._checks import RANGES, along_leading_axes, bound_arguments, check_scalar, complaint, concrete
+from lossopt_jax._core._checks import (
+    COUNT,
+    FRACTION,
+    NONNEGATIVE,
+    POSITIVE,
+    RANGES,
+    REAL,
+    UNIT,
+    Range,
+    along_leading_axes,
+    bound_arguments,
+    check_scalar,
+    complaint,
+    concrete,
+)
 from lossopt_jax._core._dtypes import (
     as_compute,
     as_default_float,
@@ -14,7 +28,7 @@ from lossopt_jax._core._dtypes import (
     widest_float,
 )
 from lossopt_jax._core._jax import CPU_FUSES_SUMS, cpu_compiler_options, is_tracer, standard_promotion, sums
-from lossopt_jax._core._random import leaf_seed, random_bits
+from lossopt_jax._core._random import leaf_seed, random_bits, random_normal
 from lossopt_jax._core._registry import Registry
 from lossopt_jax._core._trees import first_difference, leaf_paths, map_arrays, none_is_leaf
 from lossopt_jax._core._types import Scalar, accepts_keyword, comparable

@@ -3,7 +3,7 @@
 import inspect
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -16,31 +16,31 @@ def complaint(where: str, argument: str, must: str, got: Any, remedy: str = "") 
     return f"{where}: {argument} must {must}, got {got}" + (f"; {remedy}" if remedy else "")
 
 
-_FRACTION: tuple[str, Callable[[float], bool]] = ("be in [0, 1)", lambda x: 0 <= x < 1)
-_NONNEGATIVE: tuple[str, Callable[[float], bool]] = ("be ≥ 0 and finite", lambda x: 0 <= x < math.inf)
-_POSITIVE: tuple[str, Callable[[float], bool]] = ("be > 0", lambda x: x > 0)
+class Range(NamedTuple):
+    """What a scalar must be, in words and as a test of a Python float."""
 
-# One meaning per name, so one range per name. A hyperparameter that is not listed may be any real number.
-RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
-    "learning_rate": _NONNEGATIVE,
-    "b1": _FRACTION,
-    "b2": _FRACTION,
-    "b3": _FRACTION,
-    "decay": _FRACTION,
-    "momentum": _FRACTION,
-    "eps": _NONNEGATIVE,
-    "eps_root": _NONNEGATIVE,
-    "weight_decay": _NONNEGATIVE,
-    "max_delta": _NONNEGATIVE,
-    "max_norm": _NONNEGATIVE,
-    "initial_scale": _NONNEGATIVE,
-    "decay_rate": _NONNEGATIVE,
-    "low": _POSITIVE,
-    "high": _POSITIVE,
-    "seed": ("be an integer in [0, 2³²)", lambda x: 0 <= x < 2**32 and x == int(x)),
-    "label_smoothing": ("be in [0, 1]", lambda x: 0 <= x <= 1),
-    "threshold": ("be a real number", lambda x: not math.isnan(x)),
-    "batch_size": _POSITIVE,
+    words: str
+    holds: Callable[[float], bool]
+
+
+REAL = Range("be a real number", lambda x: not math.isnan(x))
+FRACTION = Range("be in [0, 1)", lambda x: 0 <= x < 1)
+UNIT = Range("be in [0, 1]", lambda x: 0 <= x <= 1)
+NONNEGATIVE = Range("be ≥ 0 and finite", lambda x: 0 <= x < math.inf)
+POSITIVE = Range("be > 0", lambda x: x > 0)
+COUNT = Range("be an integer ≥ 1", lambda x: x >= 1 and x == int(x))
+
+# A name has one meaning, so it has one range; where a rule means another, it says `Annotated[Scalar, …]`.
+# A hyperparameter that is not listed may be any real number.
+RANGES: dict[str, Range] = {
+    **dict.fromkeys(("b1", "b2", "b3", "decay", "momentum", "rho", "mu_x", "mu_y"), FRACTION),
+    **dict.fromkeys(("dampening", "label_smoothing", "slow_step_size"), UNIT),
+    **dict.fromkeys(("learning_rate", "max_learning_rate", "weight_decay", "decay_rate", "eps"), NONNEGATIVE),
+    **dict.fromkeys(("momentum_decay", "eps_root", "epsilon", "eps_confidence", "max_delta", "max_norm"), NONNEGATIVE),
+    **dict.fromkeys(("initial_scale", "initial_accumulator_value", "min_norm", "trust_coefficient"), NONNEGATIVE),
+    **dict.fromkeys(("low", "high", "batch_size", "clipping_threshold", "min_step_size", "max_step_size"), POSITIVE),
+    **dict.fromkeys(("sync_period", "memory_size"), COUNT),
+    "seed": Range("be an integer in [0, 2³²)", lambda x: 0 <= x < 2**32 and x == int(x)),
 }
 
 
@@ -49,8 +49,10 @@ def concrete(value: Any) -> bool:
     return not is_tracer(value) and not isinstance(value, jax.ShapeDtypeStruct)
 
 
-def check_scalar(where: str, name: str, value: Any, *, must: str = "be a real number", remedy: str = "") -> None:
-    """Refuse what is not a real scalar, or is a concrete one out of the range of its name.
+def check_scalar(
+    where: str, name: str, value: Any, *, must: str = REAL.words, remedy: str = "", within: Range | None = None
+) -> None:
+    """Refuse what is not a real scalar, or is a concrete one out of range: `within`, or that of its name.
 
     Raises:
       TypeError: a string, a bool, a complex number, an object without a dtype.
@@ -67,9 +69,9 @@ def check_scalar(where: str, name: str, value: Any, *, must: str = "be a real nu
     if shape != ():
         raise ValueError(complaint(where, name, "be a scalar", f"an array of shape {shape}", remedy or "vmap over it"))
     if concrete(value):
-        words, holds = RANGES.get(name, ("be a real number", lambda x: not math.isnan(x)))
-        if not holds(float(value)):
-            raise ValueError(complaint(where, name, words, float(value), remedy))
+        allowed = within or RANGES.get(name, REAL)
+        if not allowed.holds(float(value)):
+            raise ValueError(complaint(where, name, allowed.words, float(value), remedy))
 
 
 def bound_arguments(

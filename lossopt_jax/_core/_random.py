@@ -1,6 +1,7 @@
 """A counter-based generator: bits from (seed, step, path, index), the same under any sharding and in any group."""
 
 import zlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,3 +32,10 @@ def random_bits(seed: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     for axis, size in enumerate(shape):
         index = index * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
     return _mix(_mix(index ^ seed) + seed)
+
+
+def random_normal(seed: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """Standard normal values by the inverse of the distribution, on the bits of `random_bits`."""
+    # 23 bits and a half: never ±1, where the inverse is infinite
+    uniform = (random_bits(seed, shape) >> jnp.uint32(9)).astype(dtype) * 2.0**-22 + (2.0**-23 - 1.0)
+    return 2**0.5 * jax.lax.erf_inv(uniform)

@@ -1,7 +1,21 @@
 """Gradient → update: rules, and what wraps and composes them."""
 
-from lossopt_jax.transforms._adaptive import scale_by_adam, scale_by_amsgrad, scale_by_rms, scale_by_stddev
-from lossopt_jax.transforms._averages import bias_correction, debias, trace
+from lossopt_jax.transforms._adam import (
+    scale_by_acprop,
+    scale_by_adam,
+    scale_by_adamax,
+    scale_by_adan,
+    scale_by_ademamix,
+    scale_by_adopt,
+    scale_by_amsgrad,
+    scale_by_belief,
+    scale_by_nadam,
+    scale_by_radam,
+    scale_by_simplified_ademamix,
+    scale_by_yogi,
+)
+from lossopt_jax.transforms._adaptive import scale_by_adadelta, scale_by_rms, scale_by_rss, scale_by_stddev
+from lossopt_jax.transforms._averages import bias_correction, debias, ema, trace
 from lossopt_jax.transforms._base import (
     GradientTransformation,
     Hyperparameter,
@@ -10,13 +24,44 @@ from lossopt_jax.transforms._base import (
     WrapperState,
     apply_updates,
 )
+from lossopt_jax.transforms._cautious import cautious
 from lossopt_jax.transforms._chain import chain, named_chain
-from lossopt_jax.transforms._clipping import clip, clip_by_global_norm, global_norm
+from lossopt_jax.transforms._clipping import clip, clip_by_block_rms, clip_by_global_norm, global_norm
 from lossopt_jax.transforms._compile import compile_update
+from lossopt_jax.transforms._factored import (
+    scale_by_adam_mini,
+    scale_by_came,
+    scale_by_factored_rms,
+    scale_by_sm3,
+)
+from lossopt_jax.transforms._gradients import (
+    add_noise,
+    correct_by_previous_gradient,
+    scale_by_optimistic_gradient,
+)
 from lossopt_jax.transforms._groups import masked, partition
 from lossopt_jax.transforms._hyperparams import get_hyperparams, get_slot, set_hyperparams
+from lossopt_jax.transforms._iterates import scale_by_asgd, scale_by_ftrl, scale_by_madgrad
+from lossopt_jax.transforms._layerwise import (
+    normalize_by_update_norm,
+    scale_by_fromage,
+    scale_by_novograd,
+    scale_by_param_block_norm,
+    scale_by_param_block_rms,
+    scale_by_trust_ratio,
+)
 from lossopt_jax.transforms._lift import elementwise, leafwise, treewise, wrapper
 from lossopt_jax.transforms._precision import master_weights, stochastic_rounding
+from lossopt_jax.transforms._primal_averages import (
+    gpa,
+    gpa_eval_params,
+    lookahead,
+    schedule_free,
+    schedule_free_eval_params,
+)
+from lossopt_jax.transforms._quasi_newton import scale_by_lbfgs
 from lossopt_jax.transforms._registry import registry
-from lossopt_jax.transforms._rule import Slot
+from lossopt_jax.transforms._rows import scale_by_lazy_adam
+from lossopt_jax.transforms._rule import Axes, Extent, Slot
 from lossopt_jax.transforms._scaling import add_decayed_weights, scale, scale_by_learning_rate, scale_by_schedule
+from lossopt_jax.transforms._sign import scale_by_lion, scale_by_rprop, scale_by_sign

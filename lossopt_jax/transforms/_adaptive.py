@@ -1,4 +1,4 @@
-"""Rules that divide by a moving second moment."""
+"""Rules that divide by a second moment."""
 
 import jax.numpy as jnp
 from jax.numpy import sqrt
@@ -83,65 +83,42 @@ def scale_by_stddev(
 
 
 @registry.register()
-@elementwise(mu=Slot(), nu=Slot(nonnegative=True))
-def scale_by_adam(
-    g,
-    slots,
-    t,
-    *,
-    b1: Scalar = 0.9,
-    b2: Scalar = 0.999,
-    eps: Scalar = 1e-8,
-    eps_root: Scalar = 0.0,
-    nesterov: bool = False,
-):
-    """Divide the mean gradient by its root mean square.
+@elementwise(nu=Slot(fill="initial_accumulator_value", nonnegative=True))
+def scale_by_rss(g, slots, t, *, initial_accumulator_value: float = 0.1, eps: Scalar = 1e-7, eps_in_sqrt: bool = True):
+    """Divide the gradient by the root of the sum of all squares so far.
 
-        m ← β₁ m + (1−β₁) g
-        v ← β₂ v + (1−β₂) g²
-        u = m̂ / (√(v̂ + ε₀) + ε),      m̂ = m/(1−β₁ᵗ),  v̂ = v/(1−β₂ᵗ)
-        nesterov: m̂ = β₁ m/(1−β₁ᵗ⁺¹) + (1−β₁) g/(1−β₁ᵗ)
+        v ← v + g²
+        u = g / √(v + ε),  or g / (√v + ε) without eps_in_sqrt;  0 where v = 0
 
     Args:
-      b1: β₁ in [0, 1).
-      b2: β₂ in [0, 1).
-      eps: ε ≥ 0, outside the root.
-      eps_root: ε₀ ≥ 0, inside the root, for differentiating through the update.
-      nesterov: look one step ahead (Dozat's NAdam without its momentum schedule).
+      initial_accumulator_value: v before the first step, ≥ 0.
+      eps: ε ≥ 0.
+      eps_in_sqrt: True as optax and Keras 3, False as torch and Keras 2 (which start at v = 0).
 
-    Slots: mu, nu (2 × parameters, float32 or better).  Lift: elementwise.
-    Differs from: optax in half precision, where its slots are the parameters'.
-    Source: Kingma & Ba 2015, arXiv:1412.6980, algorithm 1; Dozat 2016.
+    Slots: nu (1 × parameters).  Lift: elementwise.
+    Source: Duchi, Hazan & Singer 2011, JMLR 12.
     """
-    mu = b1 * slots.mu + (1 - b1) * g
-    nu = b2 * slots.nu + (1 - b2) * g * g
-    mean = b1 * debias(mu, b1, t + 1) + (1 - b1) * debias(g, b1, t) if nesterov else debias(mu, b1, t)
-    return mean / (sqrt(debias(nu, b2, t) + eps_root) + eps), {"mu": mu, "nu": nu}
+    nu = slots.nu + g * g
+    seen = jnp.where(nu > 0, nu, 1)
+    return jnp.where(nu > 0, g / (sqrt(seen + eps) if eps_in_sqrt else sqrt(seen) + eps), 0), {"nu": nu}
 
 
 @registry.register()
-@elementwise(mu=Slot(), nu=Slot(nonnegative=True), nu_max=Slot(nonnegative=True))
-def scale_by_amsgrad(g, slots, t, *, b1: Scalar = 0.9, b2: Scalar = 0.999, eps: Scalar = 1e-8, eps_root: Scalar = 0.0):
-    """Adam's direction over the largest second moment so far.
+@elementwise(e_g=Slot(nonnegative=True), e_x=Slot(nonnegative=True))
+def scale_by_adadelta(g, slots, t, *, rho: Scalar = 0.9, eps: Scalar = 1e-6):
+    """Steps of the size of earlier steps, so that no rate is needed.
 
-        m ← β₁ m + (1−β₁) g
-        v ← β₂ v + (1−β₂) g²
-        w ← max(w, v)
-        u = m̂ / (√(ŵ + ε₀) + ε),      m̂ = m/(1−β₁ᵗ),  ŵ = w/(1−β₂ᵗ)
+        E ← ρ E + (1−ρ) g²
+        u = g √(D + ε) / √(E + ε)
+        D ← ρ D + (1−ρ) u²
 
     Args:
-      b1: β₁ in [0, 1).
-      b2: β₂ in [0, 1).
-      eps: ε ≥ 0, outside the root.
-      eps_root: ε₀ ≥ 0, inside the root.
+      rho: ρ in [0, 1).
+      eps: ε > 0; the size of the first steps grows with its root.
 
-    Slots: mu, nu, nu_max (3 × parameters).  Lift: elementwise.
-    Differs from: optax, which takes the maximum of v̂, so that the first estimates, divided by almost nothing,
-      dominate for ever; here as torch and Keras.
-    Source: Reddi, Kale & Kumar 2018, arXiv:1904.09237, algorithm 2.
+    Slots: e_g, e_x (2 × parameters).  Lift: elementwise.
+    Source: Zeiler 2012, arXiv:1212.5701.
     """
-    mu = b1 * slots.mu + (1 - b1) * g
-    nu = b2 * slots.nu + (1 - b2) * g * g
-    nu_max = jnp.maximum(slots.nu_max, nu)
-    update = debias(mu, b1, t) / (sqrt(debias(nu_max, b2, t) + eps_root) + eps)
-    return update, {"mu": mu, "nu": nu, "nu_max": nu_max}
+    e_g = rho * slots.e_g + (1 - rho) * g * g
+    update = sqrt(slots.e_x + eps) / sqrt(e_g + eps) * g
+    return update, {"e_g": e_g, "e_x": rho * slots.e_x + (1 - rho) * update * update}

@@ -23,20 +23,44 @@ def debias(average: jax.Array, decay: jax.Array, t: jax.Array) -> jax.Array:
     return average / bias_correction(decay, t)
 
 
+def debias_ahead(average: jax.Array, value: jax.Array, decay: jax.Array, t: jax.Array) -> jax.Array:
+    """What the corrected average would be if the newest value came once more: Nesterov's look ahead."""
+    return decay * debias(average, decay, t + 1) + (1 - decay) * debias(value, decay, t)
+
+
 @registry.register()
 @elementwise(trace=Slot())
-def trace(g, slots, t, *, decay: Scalar = 0.9, nesterov: bool = False):
+def trace(g, slots, t, *, decay: Scalar = 0.9, nesterov: bool = False, dampening: Scalar = 0.0):
     """Momentum: a decaying sum of gradients.
 
-        b ← g + μ b
+        b ← g at t = 1, then (1−d) g + μ b
         u = b,  or g + μ b again with nesterov
 
     Args:
       decay: μ in [0, 1).
       nesterov: look one step ahead.
+      dampening: d in [0, 1], how much less a later gradient counts than the first.
 
     Slots: trace (1 × parameters).  Lift: elementwise.
-    Source: Sutskever et al. 2013, in optax's and torch's form (no 1 − μ, no dampening).
+    Source: Sutskever et al. 2013, in optax's and torch's form (no 1 − μ); dampening is torch's.
     """
-    total = g + decay * slots.trace
+    total = jnp.where(t > 1, 1 - dampening, 1) * g + decay * slots.trace
     return (g + decay * total if nesterov else total), {"trace": total}
+
+
+@registry.register()
+@elementwise(ema=Slot())
+def ema(g, slots, t, *, decay: Scalar, debias: bool = True):
+    """The moving average of the gradients.
+
+        m ← β m + (1−β) g
+        u = m / (1−βᵗ),  or m without debias
+
+    Args:
+      decay: β in [0, 1).
+      debias: correct the start from zero.
+
+    Slots: ema (1 × parameters).  Lift: elementwise.
+    """
+    mean = decay * slots.ema + (1 - decay) * g
+    return (mean / bias_correction(decay, t) if debias else mean), {"ema": mean}

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from lossopt_jax._core import CPU_FUSES_SUMS, Scalar, as_compute, is_complex, is_trainable, sums, widest_float
-from lossopt_jax.transforms._lift import elementwise, treewise
+from lossopt_jax.transforms._lift import elementwise, leafwise, treewise
 from lossopt_jax.transforms._registry import registry
 
 
@@ -80,6 +80,11 @@ def global_norm(updates: Any) -> jax.Array:
     return _norm(*(part.astype(dtype) for part in parts)) if parts else jnp.zeros((), dtype)
 
 
+def root_mean_square(x: jax.Array) -> jax.Array:
+    """‖x‖ / √size of one array, 0 without elements."""
+    return global_norm(x) / max(x.size, 1) ** 0.5
+
+
 @registry.register()
 @elementwise()
 def clip(g, slots, t, *, max_delta: Scalar):
@@ -91,6 +96,20 @@ def clip(g, slots, t, *, max_delta: Scalar):
     Lift: elementwise.
     """
     return jnp.clip(g, -max_delta, max_delta), {}
+
+
+@registry.register()
+@leafwise()
+def clip_by_block_rms(g, slots, t, *, threshold: Scalar):
+    """Limit the root mean square of every array: u = g / max(1, rms(g)/d).
+
+    Args:
+      threshold: d > 0.
+
+    Lift: leafwise.
+    Source: Shazeer & Stern 2018, arXiv:1804.04235, section 6.
+    """
+    return g / jnp.maximum(1, root_mean_square(g) / threshold), {}
 
 
 @registry.register()

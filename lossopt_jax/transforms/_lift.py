@@ -270,20 +270,48 @@ def _treewise(run: Callable[..., Any], gradients: list[Any], slots: dict[str, An
     return join(new), over_lists(join, changed)
 
 
+@dataclasses.dataclass(frozen=True)
+class Member:
+    """An inner transform as its wrapper sees it: `member(updates, params) → (updates, state)`."""
+
+    transformation: GradientTransformation
+    state: Any
+    params: Any
+    extra: dict[str, Any]
+
+    def __call__(self, updates: Any, params: Any = None, state: Any = None) -> tuple[Any, Any]:
+        """Run it once, at the parameters and from the state that the wrapper was given, or at and from others."""
+        params, state = self.params if params is None else params, self.state if state is None else state
+        return self.transformation._run(updates, state, params, self.extra)
+
+    def restarted(self) -> Any:
+        """A new state at these parameters that keeps the hyperparameters."""
+
+        def is_hyperparameter(node: Any) -> bool:
+            return isinstance(node, Hyperparameter)
+
+        def keep(fresh: Any, now: Any) -> Any:
+            return now if is_hyperparameter(now) else fresh
+
+        return jax.tree.map(keep, self.transformation._init(self.params), self.state, is_leaf=is_hyperparameter)
+
+
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class WrapperTransformation(_Lifted):
-    """A rule around an inner transform, which it runs when and on what it likes."""
+    """A rule around inner transforms, which it runs when and on what it likes."""
 
-    inner: GradientTransformation
+    members: tuple[GradientTransformation, ...]
 
     def _parts(self) -> dict[str, Any]:
-        return {"inner": self.inner} | super()._parts()
+        return dict(zip(self.rule.members, self.members, strict=True)) | super()._parts()
 
     def _members(self) -> tuple[GradientTransformation, ...]:
-        return (self.inner,)
+        return self.members
 
     def _init(self, params: Any) -> WrapperState:
-        return WrapperState(self.inner._init(params), *self._memory(params))
+        states = {name: member._init(params) for name, member in zip(self.rule.members, self.members, strict=True)}
+        inner = states if len(states) > 1 else states[self.rule.members[0]]
+        return WrapperState(inner, *self._memory(params))
 
     def _run(self, updates: Any, state: WrapperState, params: Any, extra: dict[str, Any]) -> tuple[Any, WrapperState]:
         self._check_state(state, WrapperState)
@@ -291,10 +319,12 @@ class WrapperTransformation(_Lifted):
         scalars = {name: hyper.value for name, hyper in hyperparams.items()}
         shared = self._shared(state, t, scalars)
         needs = [self._need(need, updates, state, params, extra) for need in self.rule.needs]
-
-        def run(updates: Any, params: Any) -> tuple[Any, Any]:
-            return self.inner._run(updates, state.inner, params, extra)
-
+        several = len(self.members) > 1
+        runs = {
+            name: Member(member, state.inner[name] if several else state.inner, params, extra)
+            for name, member in zip(self.rule.members, self.members, strict=True)
+        }
+        run = SimpleNamespace(**runs) if several else runs[self.rule.members[0]]
         slots = state.slots | shared
         updates, inner, changed = self.rule.function(
             run, updates, SimpleNamespace(**slots), t, *needs, **scalars, **dict(self._statics)
@@ -305,21 +335,21 @@ class WrapperTransformation(_Lifted):
 def _constructor(rule: Rule) -> Callable[..., GradientTransformation]:
     """The public function: the rule's keyword part as its signature, checked and bound into a transform."""
     parameters = [p.replace(kind=p.POSITIONAL_OR_KEYWORD) for p in rule.parameters]
-    if rule.lift == "wrapper":
-        parameters.insert(0, inspect.Parameter("inner", inspect.Parameter.POSITIONAL_OR_KEYWORD))
+    parameters[:0] = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in rule.members]
     signature = inspect.Signature(parameters, return_annotation=GradientTransformation)
 
     @functools.wraps(rule.function)
     def make(*args: Any, **kwargs: Any) -> GradientTransformation:
         arguments = bound_arguments(rule.name, signature, args, kwargs)
-        inner = arguments.pop("inner", None)
+        members = [arguments.pop(name) for name in rule.members]
         for name, value in arguments.items():
             if name not in rule.scalars:
                 _check_static(rule.name, signature.parameters[name], value)
             elif not callable(value):
-                check_scalar(rule.name, name, value)
+                check_scalar(rule.name, name, value, within=rule.scalars[name])
         if rule.lift == "wrapper":
-            return WrapperTransformation(rule, tuple(arguments.items()), as_member(rule.name, inner))
+            inner = tuple(as_member(rule.name, member) for member in members)
+            return WrapperTransformation(rule, tuple(arguments.items()), inner)
         return RuleTransformation(rule, tuple(arguments.items()))
 
     make.__signature__ = signature
@@ -380,17 +410,25 @@ def treewise(
     return _lift("treewise", slots, needs, once, flags)
 
 
-def wrapper(*, needs: tuple[str, ...] = (), once: Any = None, flags: tuple[str, ...] = (), **slots: Slot) -> _Decorator:
-    """Lift a transform around a transform.
+def wrapper(
+    *,
+    members: tuple[str, ...] = ("inner",),
+    needs: tuple[str, ...] = (),
+    once: Any = None,
+    flags: tuple[str, ...] = (),
+    **slots: Slot,
+) -> _Decorator:
+    """Lift a transform around a transform, or around several.
 
     The rule is `rule(run, updates, slots, t, *needs, **arguments) → (updates, inner state, changed slots)`, where
-    `run(updates, params) → (updates, inner state)` runs the inner transform once. Trees have None where nothing is
-    trained.
+    `run(updates) → (updates, inner state)` runs the inner transform once (see `Member`); of several members,
+    `run.<name>` is each and the inner state a dict by name. Trees have None where nothing is trained.
 
     Args:
+      members: the names of the arguments that are transforms.
       needs: as `elementwise`, but whole trees.
       once: as `elementwise`.
       flags: "outermost" for a transform whose updates nothing may change any more.
       **slots: the wrapper's memory, by name.
     """
-    return _lift("wrapper", slots, needs, once, flags)
+    return _lift("wrapper", slots, needs, once, flags, members)

@@ -74,7 +74,7 @@ def stochastic_rounding(run, updates, slots, t, params, seeds):
     Slots: seed (one uint32).  Lift: wrapper, outermost.
     Source: Gupta et al. 2015, arXiv:1502.02551.
     """
-    steps, inner = run(updates, params)
+    steps, inner = run(updates)
 
     def emit(step: jax.Array, parameter: jax.Array, seed: jax.Array) -> jax.Array:
         if is_complex(parameter):

@@ -6,12 +6,42 @@ import inspect
 import sys
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias, get_args, get_origin
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 
-from lossopt_jax._core import Scalar, complaint, compute_dtype, default_float, dtype_of, is_complex, widest_float
+from lossopt_jax._core import (
+    Range,
+    Scalar,
+    complaint,
+    compute_dtype,
+    concrete,
+    default_float,
+    dtype_of,
+    is_complex,
+    widest_float,
+)
+
+
+class Extent(int):
+    """The size of an axis of a slot along which its parameter does not run."""
+
+
+# The axes of a slot: each the number of an axis of the parameter, or an Extent.
+Axes: TypeAlias = tuple[int, ...]
+
+
+def _fresh(axes: Axes, parameter: Any, fill: Any, dtype: Any) -> jax.Array:
+    """A slot that runs along some axes of a parameter, sharded as those are."""
+    shape = tuple(int(axis) if isinstance(axis, Extent) else jnp.shape(parameter)[axis] for axis in axes)
+    sharding = getattr(parameter, "sharding", None) if concrete(parameter) else None
+    if not isinstance(sharding, NamedSharding):
+        return jnp.full(shape, fill, dtype)
+    names = (*sharding.spec, *[None] * jnp.ndim(parameter))
+    kept = PartitionSpec(*(None if isinstance(axis, Extent) else names[axis] for axis in axes))
+    return jnp.full(shape, fill, dtype, device=NamedSharding(sharding.mesh, kept))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,16 +50,17 @@ class Slot:
 
     Args:
       shape: "param" (the leaf's shape), "leaf" (one scalar per leaf), or a function of the leaf's shape and the rule's
-        arguments (a dict): a shape, a list of shapes for several arrays, or None for no slot.
+        arguments (a dict): the axes of the parameter along which the slot runs (an `Extent` for one of its own), a
+        list of those for several arrays, or None for no slot.
       fill: the initial value: a number, the name of an argument of the rule, or a function of the parameter
         (its result is copied, never aliased).
-      per: "leaf", or "tree" for one scalar that all leaves share.
+      per: "leaf", or "tree" for one scalar (or array of Extents) that all leaves share.
       dtype: None for the leaf's compute dtype (at least float32).
       nonnegative: never below zero, which a low-bit code can use.
       exact: never to be compressed.
     """
 
-    shape: Literal["param", "leaf"] | Callable[[tuple[int, ...], dict[str, Any]], Any] = "param"
+    shape: Literal["param", "leaf"] | Callable[[tuple[int, ...], dict[str, Any]], Axes | list[Axes] | None] = "param"
     fill: float | str | Callable[[jax.Array], jax.Array] = 0.0
     per: Literal["leaf", "tree"] = "leaf"
     dtype: Any = None
@@ -40,16 +71,17 @@ class Slot:
         """The initial slot of one leaf, or of the tree."""
         fill = arguments[self.fill] if isinstance(self.fill, str) else self.fill
         if self.per == "tree":
-            return jnp.array(fill, self.dtype or default_float(), copy=True)
+            axes = self.shape((), arguments) if callable(self.shape) else ()
+            return jnp.full(tuple(map(int, axes)), fill, self.dtype or default_float())
         dtype = self.dtype or compute_dtype(dtype_of(parameter))
         if callable(fill):
             return jnp.array(fill(jnp.asarray(parameter)), dtype, copy=True)
         if self.shape == "param":  # full_like keeps the parameter's sharding
             return jnp.full_like(parameter, fill, dtype=dtype)
-        shape = () if self.shape == "leaf" else self.shape(jnp.shape(parameter), arguments)
-        if isinstance(shape, list):
-            return tuple(jnp.full(part, fill, dtype) for part in shape)
-        return None if shape is None else jnp.full(shape, fill, dtype)
+        axes = () if self.shape == "leaf" else self.shape(jnp.shape(parameter), arguments)
+        if isinstance(axes, list):
+            return tuple(_fresh(part, parameter, fill, dtype) for part in axes)
+        return None if axes is None else _fresh(axes, parameter, fill, dtype)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -62,7 +94,8 @@ class Rule:
     needs: tuple[str, ...]
     once: Callable[..., Any] | None
     flags: frozenset[str]
-    scalars: tuple[str, ...]
+    members: tuple[str, ...]
+    scalars: dict[str, Range | None]
     parameters: tuple[inspect.Parameter, ...]
 
     @property
@@ -85,6 +118,14 @@ def _rule_of(module: str, qualname: str) -> Rule:
     return functools.reduce(getattr, qualname.split("."), sys.modules[module]).rule
 
 
+def _range_of(annotation: Any) -> tuple[bool, Range | None]:
+    """Whether an annotation says Scalar, and the range it adds to it."""
+    if get_origin(annotation) is Annotated:
+        kind, within = get_args(annotation)
+        return kind == Scalar, within
+    return annotation == Scalar, None
+
+
 def declare(
     function: Callable[..., Any],
     lift: str,
@@ -92,6 +133,7 @@ def declare(
     needs: tuple[str, ...],
     once: Callable[..., Any] | None,
     flags: tuple[str, ...],
+    members: tuple[str, ...] = (),
 ) -> Rule:
     """Read a rule's keyword arguments; a rule that needs a key also gets a seed, in its arguments and its state."""
     signature = inspect.signature(function, eval_str=True)
@@ -99,8 +141,8 @@ def declare(
     if "key" in needs:
         slots = {**slots, "seed": Slot(per="tree", fill="seed", dtype=jnp.uint32, exact=True)}
         keywords += (inspect.Parameter("seed", inspect.Parameter.KEYWORD_ONLY, default=0, annotation=int),)
-    scalars = tuple(p.name for p in keywords if p.annotation == Scalar)
-    return Rule(function, lift, slots, tuple(needs), once, frozenset(flags), scalars, keywords)
+    scalars = {p.name: within for p in keywords for is_scalar, within in [_range_of(p.annotation)] if is_scalar}
+    return Rule(function, lift, slots, tuple(needs), once, frozenset(flags), members, scalars, keywords)
 
 
 def _raise_to(dtype: Any, tree: Any) -> Any:

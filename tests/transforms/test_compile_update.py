@@ -111,12 +111,12 @@ def test_extra_arguments_reach_the_rule():
 
     @T.treewise(needs=("value_fn",))
     def by_function(g, slots, t, value_fn):
-        return [value_fn(x) for x in g], {}
+        return [value_fn(g) * x for x in g], {}
 
     params = {"w": jnp.ones(2)}
     for tx, extra, moved in (
         (by_value(), {"value": 3.0}, 4.0),
-        (by_function(), {"value_fn": lambda x: 5 * x}, 6.0),
+        (by_function(), {"value_fn": lambda p: 5 * p["w"][0]}, 6.0),
         (O.sgd(1.0), {"value": 3.0, "loss": 3.0, "value_fn": len}, 0.0),
     ):
         after, _ = lo.compile_update(tx)(jax.tree.map(jnp.copy, params), tx.init(params), params, **extra)

@@ -1,0 +1,142 @@
+"""Fifteen float64 steps on a random tree: our path, a live peer's, and a NumPy transcription's, to be compared."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lossopt_jax as lo
+
+STEPS, RATE = 15, 0.07
+
+
+def tree(seed):
+    rng = np.random.default_rng(seed)
+    return {"w": rng.normal(size=(4, 3)), "deep": {"b": rng.normal(size=5), "s": rng.normal(size=())}}
+
+
+def gradients():
+    """Gradients of very different sizes, some of them zero."""
+    rng = np.random.default_rng(1)
+    for step in range(STEPS):
+        scale = jax.tree.map(lambda p: 10.0 ** rng.integers(-3, 2, size=p.shape), tree(0))
+        yield jax.tree.map(lambda p, s: s * p * (rng.random() > 0.1), tree(100 + step), scale)
+
+
+def values():
+    """A loss for each step, for the rules that look at it."""
+    return np.random.default_rng(2).uniform(0.1, 3.0, size=STEPS)
+
+
+def flat(params):
+    return np.concatenate([np.ravel(p) for p in jax.tree.leaves(params)])
+
+
+def path_of(tx, apply=lo.apply_updates, extra=None, read=lambda params, state: params):
+    """Where the parameters are after every step; `extra(step, params, grads)` gives further keywords of `update`.
+
+    `read(params, state)` is what to look at instead of the parameters.
+    """
+    params = jax.tree.map(jnp.asarray, tree(0))
+    state, points = tx.init(params), []
+    for step, grads in enumerate(gradients()):
+        grads = jax.tree.map(jnp.asarray, grads)
+        updates, state = tx.update(grads, state, params, **({} if extra is None else extra(step, params, grads)))
+        params = apply(params, updates)
+        points.append(flat(read(params, state)))
+    return np.stack(points)
+
+
+def with_value(step, params, grads):
+    """The loss as `value=`: an `extra` for `path_of`."""
+    return {"value": jnp.asarray(values()[step])}
+
+
+def optax_path(make, extra=None, read=lambda params, state: params):
+    import optax
+
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        return path_of(make(), optax.apply_updates, extra, read)
+
+
+def torch_path(make):
+    """`make(torch.optim, params)` gives the optimizer."""
+    torch = pytest.importorskip("torch", reason="torch is the extra 'oracles'")
+    params = [torch.tensor(p, requires_grad=True) for p in jax.tree.leaves(tree(0))]
+    optimizer, points = make(torch.optim, params), []
+    for grads in gradients():
+        for p, g in zip(params, jax.tree.leaves(grads), strict=True):
+            p.grad = torch.tensor(g)
+        optimizer.step()
+        points.append(np.concatenate([p.detach().numpy().ravel() for p in params]))
+    return np.stack(points)
+
+
+def keras_path(make):
+    """`make(keras.optimizers)` gives the optimizer."""
+    keras = pytest.importorskip("keras", reason="keras is in the extra 'test'")
+    before = keras.config.floatx()
+    keras.config.set_floatx("float64")
+    try:
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            variables = [keras.Variable(p, dtype="float64") for p in jax.tree.leaves(tree(0))]
+            optimizer, points = make(keras.optimizers), []
+            for grads in gradients():
+                optimizer.apply([jnp.asarray(g) for g in jax.tree.leaves(grads)], variables)
+                points.append(np.concatenate([np.ravel(v.value) for v in variables]))
+    finally:
+        keras.config.set_floatx(before)
+    return np.stack(points)
+
+
+def numpy_path(start, per_leaf=False):
+    """`start(w)` gives a function `move(g, t) → w`, of all elements as one vector, or of each leaf apart."""
+    leaves = [np.array(p) for p in jax.tree.leaves(tree(0))] if per_leaf else [flat(tree(0))]
+    moves, points = [start(leaf) for leaf in leaves], []
+    for t, grads in enumerate(gradients(), start=1):
+        parts = jax.tree.leaves(grads) if per_leaf else [flat(grads)]
+        points.append(np.concatenate([np.ravel(move(g, t)) for move, g in zip(moves, parts, strict=True)]))
+    return np.stack(points)
+
+
+class Case(NamedTuple):
+    """One of our transforms, and the path that it must take.
+
+    peer: who says so: "optax", "torch", "keras", the name of another package, or "NumPy" for a transcription.
+    ours: makes the transform.
+    theirs: the path that it must take.
+    run: our path, where plain `path_of` will not do.
+    atol: relative to the largest element.
+    """
+
+    peer: str
+    ours: Callable[[], Any]
+    theirs: Callable[[], np.ndarray]
+    run: Callable[[Any], np.ndarray] = path_of
+    atol: float = 1e-12
+
+
+def agree(mine, theirs, atol=1e-12):
+    assert np.isfinite(theirs).all()
+    np.testing.assert_allclose(mine, theirs, rtol=0, atol=atol * max(1, np.abs(theirs).max()))
+
+
+def check(case):
+    agree(case.run(case.ours()), case.theirs(), case.atol)
+
+
+def parametrize(cases):
+    """One test per case of a table `{optimizer: [case, …]}`."""
+    flat_cases = [(f"{name}-{case.peer}-{i}", case) for name, row in cases.items() for i, case in enumerate(row)]
+    return pytest.mark.parametrize("case", [case for _, case in flat_cases], ids=[name for name, _ in flat_cases])
+
+
+def falling(step):
+    """A rate that depends on the step."""
+    return 0.1 / (1.0 + step)
+
+
+MATRICES = {"w": True, "deep": {"b": False, "s": False}}

@@ -1,0 +1,137 @@
+"""One row per registered transform and optimizer: how the laws build it."""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import lossopt_jax as lo
+
+T, O = lo.transforms, lo.optimizers
+
+
+class Row(NamedTuple):
+    """How to build a transform from one of its hyperparameters, that one's name, and two values of it.
+
+    restless: it may move although gradients and parameters are zero.
+    unbounded: its updates grow with the gradients, so that a few of the largest ones leave float16.
+    """
+
+    build: Any
+    knob: str
+    value: float
+    other: float
+    restless: bool = False
+    unbounded: bool = False
+
+
+def matrices(params):
+    return jax.tree.map(lambda p: np.ndim(p) > 1, params)
+
+
+def by_rank(params):
+    return jax.tree.map(lambda p: "matrix" if np.ndim(p) > 1 else "rest", params)
+
+
+def half_square(params):
+    """½ Σ |w|² over whatever is trained: a loss for the rules that ask for one."""
+    sizes = [jnp.abs(p) for p in jax.tree.leaves(params) if jnp.issubdtype(jnp.result_type(p), jnp.inexact)]
+    wide = [size if size.dtype == jnp.float64 else size.astype(jnp.float32) for size in sizes]
+    return sum((jnp.sum(size * size).astype(jnp.result_type(float)) for size in wide), start=0.0) / 2
+
+
+def extras(params, grads):
+    """What a generic trainer hands to every optimizer."""
+    return {"value": half_square(params), "grad": grads, "value_fn": half_square, "key": None, "loss": 1.0}
+
+
+def advance(tx, grads, state, params):
+    """`tx.update` as a generic trainer calls it."""
+    return tx.update(grads, state, params, **extras(params, grads))
+
+
+def lifts(tx):
+    """The lifts of all rules in a composition."""
+    own = {tx.rule.lift} if hasattr(tx, "rule") else set()
+    return own.union(*map(lifts, tx._members()))
+
+
+TRANSFORMS = {
+    "add_decayed_weights": Row(T.add_decayed_weights, "weight_decay", 0.1, 0.01, unbounded=True),
+    "add_noise": Row(lambda x: T.add_noise(x, 0.5), "eta", 0.1, 0.01, restless=True, unbounded=True),
+    "cautious": Row(lambda x: T.cautious(T.scale_by_adam(), x), "min_fraction", 0.9, 0.5),
+    "chain": Row(lambda x: lo.chain(T.clip_by_global_norm(1.0), O.adamw(x)), "learning_rate", 0.1, 0.01),
+    "clip": Row(T.clip, "max_delta", 0.1, 0.5),
+    "clip_by_block_rms": Row(T.clip_by_block_rms, "threshold", 0.5, 0.1),
+    "clip_by_global_norm": Row(T.clip_by_global_norm, "max_norm", 0.5, 0.1),
+    "correct_by_previous_gradient": Row(T.correct_by_previous_gradient, "b1", 0.9, 0.5),
+    "ema": Row(T.ema, "decay", 0.9, 0.5, unbounded=True),
+    "gpa": Row(lambda x: T.gpa(O.adam(x)), "learning_rate", 0.1, 0.01),
+    "lookahead": Row(lambda x: T.lookahead(O.adam(x), 2, 0.5), "learning_rate", 0.1, 0.01),
+    "masked": Row(lambda x: lo.masked(T.trace(x), matrices), "decay", 0.9, 0.5, unbounded=True),
+    "master_weights": Row(lambda x: lo.master_weights(O.adam(x)), "learning_rate", 0.1, 0.01),
+    "named_chain": Row(lambda x: lo.named_chain(("a", T.trace(0.9)), ("b", O.sgd(x))), "learning_rate", 0.1, 0.01),
+    "normalize_by_update_norm": Row(T.normalize_by_update_norm, "scale_factor", 2.0, 0.5),
+    "partition": Row(
+        lambda x: lo.partition({"matrix": T.scale_by_rms(x), "rest": O.sgd(1.0)}, by_rank), "decay", 0.9, 0.5
+    ),
+    "scale": Row(T.scale, "step_size", -2.0, 0.5, unbounded=True),
+    "scale_by_acprop": Row(T.scale_by_acprop, "b2", 0.9, 0.5, unbounded=True),
+    "scale_by_adadelta": Row(T.scale_by_adadelta, "rho", 0.9, 0.5),
+    "scale_by_adam": Row(lambda x: T.scale_by_adam(x, nesterov=True), "b1", 0.9, 0.5),
+    "scale_by_adam_mini": Row(T.scale_by_adam_mini, "b1", 0.9, 0.5),
+    "scale_by_adamax": Row(T.scale_by_adamax, "b1", 0.9, 0.5),
+    "scale_by_adan": Row(T.scale_by_adan, "b1", 0.9, 0.5),
+    "scale_by_ademamix": Row(T.scale_by_ademamix, "b1", 0.9, 0.5),
+    "scale_by_adopt": Row(T.scale_by_adopt, "b1", 0.9, 0.5),
+    "scale_by_amsgrad": Row(T.scale_by_amsgrad, "b1", 0.9, 0.5),
+    "scale_by_asgd": Row(T.scale_by_asgd, "learning_rate", 0.1, 0.01),
+    "scale_by_belief": Row(T.scale_by_belief, "b1", 0.9, 0.5),
+    "scale_by_came": Row(T.scale_by_came, "b1", 0.9, 0.5),
+    "scale_by_factored_rms": Row(
+        lambda x: T.scale_by_factored_rms(decay_rate=x, min_dim_size_to_factor=2), "decay_rate", 0.8, 0.5
+    ),
+    "scale_by_fromage": Row(T.scale_by_fromage, "learning_rate", 0.1, 0.01),
+    "scale_by_ftrl": Row(T.scale_by_ftrl, "learning_rate", 0.1, 0.01, unbounded=True),
+    "scale_by_lazy_adam": Row(T.scale_by_lazy_adam, "b1", 0.9, 0.5),
+    "scale_by_learning_rate": Row(T.scale_by_learning_rate, "learning_rate", 0.1, 0.01),
+    "scale_by_lion": Row(T.scale_by_lion, "b1", 0.9, 0.5),
+    "scale_by_madgrad": Row(T.scale_by_madgrad, "learning_rate", 0.1, 0.01),
+    "scale_by_nadam": Row(T.scale_by_nadam, "b1", 0.9, 0.5),
+    "scale_by_novograd": Row(T.scale_by_novograd, "b1", 0.9, 0.5),
+    "scale_by_optimistic_gradient": Row(T.scale_by_optimistic_gradient, "alpha", 0.9, 0.5, unbounded=True),
+    "scale_by_param_block_norm": Row(T.scale_by_param_block_norm, "min_scale", 30.0, 20.0, unbounded=True),
+    "scale_by_param_block_rms": Row(T.scale_by_param_block_rms, "min_scale", 30.0, 20.0, unbounded=True),
+    "scale_by_radam": Row(T.scale_by_radam, "b1", 0.9, 0.5, unbounded=True),
+    "scale_by_rms": Row(partial(T.scale_by_rms, bias_correction=True), "decay", 0.9, 0.5),
+    "scale_by_rprop": Row(T.scale_by_rprop, "learning_rate", 0.1, 0.01),
+    "scale_by_rss": Row(lambda x: T.scale_by_rss(eps=x), "eps", 0.1, 0.01),
+    "scale_by_schedule": Row(lambda x: T.scale_by_schedule(lambda step: x), "step_size", 0.1, 0.01),
+    "scale_by_sign": Row(lambda x: lo.chain(T.scale_by_sign(), O.sgd(x)), "learning_rate", 0.1, 0.01),
+    "scale_by_simplified_ademamix": Row(T.scale_by_simplified_ademamix, "b1", 0.9, 0.5),
+    "scale_by_sm3": Row(T.scale_by_sm3, "b1", 0.9, 0.5),
+    "scale_by_stddev": Row(T.scale_by_stddev, "decay", 0.9, 0.5),
+    "scale_by_trust_ratio": Row(lambda x: T.scale_by_trust_ratio(x), "min_norm", 30.0, 20.0),
+    "scale_by_yogi": Row(T.scale_by_yogi, "b1", 0.9, 0.5, restless=True),
+    "schedule_free": Row(lambda x: T.schedule_free(O.sgd(0.1), 0.1, x), "b1", 0.9, 0.5),
+    "stochastic_rounding": Row(lambda x: lo.stochastic_rounding(O.adam(x)), "learning_rate", 0.1, 0.01),
+    "trace": Row(lambda x: T.trace(x, nesterov=True), "decay", 0.9, 0.5, unbounded=True),
+    # quasi-Newton
+    "scale_by_lbfgs": Row(lambda x: lo.chain(T.scale_by_lbfgs(3), O.sgd(x)), "learning_rate", 0.1, 0.01),
+    # distances and bets
+    # losses as arguments
+    # points, shells and samples
+}
+OPTIMIZERS = {
+    "adam": Row(partial(O.adam, nesterov=True), "learning_rate", 0.1, 0.01),
+    "adamw": Row(partial(O.adamw, mask=matrices), "learning_rate", 0.1, 0.01),
+    "amsgrad": Row(O.amsgrad, "learning_rate", 0.1, 0.01),
+    "rmsprop": Row(partial(O.rmsprop, momentum=0.9, centered=True), "learning_rate", 0.1, 0.01),
+    "sgd": Row(partial(O.sgd, momentum=0.9, nesterov=True), "learning_rate", 0.1, 0.01),
+    # quasi-Newton
+    # distances and bets
+    # losses as arguments
+    # points, shells and samples
+}
