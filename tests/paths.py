@@ -18,12 +18,19 @@ def tree(seed):
     return {"w": rng.normal(size=(4, 3)), "deep": {"b": rng.normal(size=5), "s": rng.normal(size=())}}
 
 
-def gradients():
+def ranks(seed):
+    """No scalar, but a matrix that is wide, one that is tall, and arrays of rank 3 and 4."""
+    rng = np.random.default_rng(seed)
+    shapes = {"wide": (3, 5), "tall": (4, 2), "three": (2, 4, 3), "four": (3, 2, 2, 3), "vector": (4,)}
+    return {name: rng.normal(size=shape) for name, shape in shapes.items()}
+
+
+def gradients(of=tree):
     """Gradients of very different sizes, some of them zero."""
     rng = np.random.default_rng(1)
     for step in range(STEPS):
-        scale = jax.tree.map(lambda p: 10.0 ** rng.integers(-3, 2, size=p.shape), tree(0))
-        yield jax.tree.map(lambda p, s: s * p * (rng.random() > 0.1), tree(100 + step), scale)
+        scale = jax.tree.map(lambda p: 10.0 ** rng.integers(-3, 2, size=p.shape), of(0))
+        yield jax.tree.map(lambda p, s: s * p * (rng.random() > 0.1), of(100 + step), scale)
 
 
 def values():
@@ -35,14 +42,16 @@ def flat(params):
     return np.concatenate([np.ravel(p) for p in jax.tree.leaves(params)])
 
 
-def path_of(tx, apply=lo.apply_updates, extra=None, read=lambda params, state: params):
-    """Where the parameters are after every step; `extra(step, params, grads)` gives further keywords of `update`.
+def path_of(tx, apply=lo.apply_updates, extra=None, read=lambda params, state: params, of=tree):
+    """Where the parameters are after every step.
 
-    `read(params, state)` is what to look at instead of the parameters.
+    extra: (step, params, grads) → further keywords of `update`.
+    read: (params, state) → what to look at instead of the parameters.
+    of: seed → tree.
     """
-    params = jax.tree.map(jnp.asarray, tree(0))
+    params = jax.tree.map(jnp.asarray, of(0))
     state, points = tx.init(params), []
-    for step, grads in enumerate(gradients()):
+    for step, grads in enumerate(gradients(of)):
         grads = jax.tree.map(jnp.asarray, grads)
         updates, state = tx.update(grads, state, params, **({} if extra is None else extra(step, params, grads)))
         params = apply(params, updates)
@@ -55,36 +64,43 @@ def with_value(step, params, grads):
     return {"value": jnp.asarray(values()[step])}
 
 
-def optax_path(make, extra=None, read=lambda params, state: params):
+def optax_path(make, extra=None, read=lambda params, state: params, of=tree):
     import optax
 
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        return path_of(make(), optax.apply_updates, extra, read)
+        return path_of(make(), optax.apply_updates, extra, read, of)
 
 
-def torch_path(make):
-    """`make(torch.optim, params)` gives the optimizer."""
+def torch_path(make, of=tree, sparse=False, rate=None):
+    """`make(torch.optim, params)` gives the optimizer; `rate(step)` is set before every step."""
     torch = pytest.importorskip("torch", reason="torch is the extra 'oracles'")
-    params = [torch.tensor(p, requires_grad=True) for p in jax.tree.leaves(tree(0))]
-    optimizer, points = make(torch.optim, params), []
-    for grads in gradients():
-        for p, g in zip(params, jax.tree.leaves(grads), strict=True):
-            p.grad = torch.tensor(g)
-        optimizer.step()
-        points.append(np.concatenate([p.detach().numpy().ravel() for p in params]))
+    params = [torch.tensor(p, requires_grad=True) for p in jax.tree.leaves(of(0))]
+    before, points = torch.get_default_dtype(), []
+    torch.set_default_dtype(torch.float64)  # in which torch keeps its own scalars
+    try:
+        optimizer = make(torch.optim, params)
+        for step, grads in enumerate(gradients(of)):
+            for p, g in zip(params, jax.tree.leaves(grads), strict=True):
+                p.grad = torch.tensor(g).to_sparse(1) if sparse else torch.tensor(g)
+            if rate is not None:
+                optimizer.param_groups[0]["lr"] = rate(step)
+            optimizer.step()
+            points.append(np.concatenate([p.detach().numpy().ravel() for p in params]))
+    finally:
+        torch.set_default_dtype(before)
     return np.stack(points)
 
 
-def keras_path(make):
+def keras_path(make, of=tree):
     """`make(keras.optimizers)` gives the optimizer."""
     keras = pytest.importorskip("keras", reason="keras is in the extra 'test'")
     before = keras.config.floatx()
     keras.config.set_floatx("float64")
     try:
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-            variables = [keras.Variable(p, dtype="float64") for p in jax.tree.leaves(tree(0))]
+            variables = [keras.Variable(p, dtype="float64") for p in jax.tree.leaves(of(0))]
             optimizer, points = make(keras.optimizers), []
-            for grads in gradients():
+            for grads in gradients(of):
                 optimizer.apply([jnp.asarray(g) for g in jax.tree.leaves(grads)], variables)
                 points.append(np.concatenate([np.ravel(v.value) for v in variables]))
     finally:
@@ -92,11 +108,11 @@ def keras_path(make):
     return np.stack(points)
 
 
-def numpy_path(start, per_leaf=False):
+def numpy_path(start, per_leaf=False, of=tree):
     """`start(w)` gives a function `move(g, t) → w`, of all elements as one vector, or of each leaf apart."""
-    leaves = [np.array(p) for p in jax.tree.leaves(tree(0))] if per_leaf else [flat(tree(0))]
+    leaves = [np.array(p) for p in jax.tree.leaves(of(0))] if per_leaf else [flat(of(0))]
     moves, points = [start(leaf) for leaf in leaves], []
-    for t, grads in enumerate(gradients(), start=1):
+    for t, grads in enumerate(gradients(of), start=1):
         parts = jax.tree.leaves(grads) if per_leaf else [flat(grads)]
         points.append(np.concatenate([np.ravel(move(g, t)) for move, g in zip(moves, parts, strict=True)]))
     return np.stack(points)

@@ -78,7 +78,7 @@ TRANSFORMS = {
         lambda x: lo.partition({"matrix": T.scale_by_rms(x), "rest": O.sgd(1.0)}, by_rank), "decay", 0.9, 0.5
     ),
     "scale": Row(T.scale, "step_size", -2.0, 0.5, unbounded=True),
-    "scale_by_acprop": Row(T.scale_by_acprop, "b2", 0.9, 0.5, unbounded=True),
+    "scale_by_acprop": Row(lambda x: T.scale_by_acprop(b2=x), "b2", 0.9, 0.5, unbounded=True),
     "scale_by_adadelta": Row(T.scale_by_adadelta, "rho", 0.9, 0.5),
     "scale_by_adam": Row(lambda x: T.scale_by_adam(x, nesterov=True), "b1", 0.9, 0.5),
     "scale_by_adam_mini": Row(T.scale_by_adam_mini, "b1", 0.9, 0.5),
@@ -102,8 +102,12 @@ TRANSFORMS = {
     "scale_by_nadam": Row(T.scale_by_nadam, "b1", 0.9, 0.5),
     "scale_by_novograd": Row(T.scale_by_novograd, "b1", 0.9, 0.5),
     "scale_by_optimistic_gradient": Row(T.scale_by_optimistic_gradient, "alpha", 0.9, 0.5, unbounded=True),
-    "scale_by_param_block_norm": Row(T.scale_by_param_block_norm, "min_scale", 30.0, 20.0, unbounded=True),
-    "scale_by_param_block_rms": Row(T.scale_by_param_block_rms, "min_scale", 30.0, 20.0, unbounded=True),
+    "scale_by_param_block_norm": Row(
+        lambda x: lo.chain(T.scale_by_param_block_norm(x), O.sgd(0.01)), "min_scale", 30.0, 20.0, unbounded=True
+    ),
+    "scale_by_param_block_rms": Row(
+        lambda x: lo.chain(T.scale_by_param_block_rms(x), O.sgd(0.01)), "min_scale", 30.0, 20.0, unbounded=True
+    ),
     "scale_by_radam": Row(T.scale_by_radam, "b1", 0.9, 0.5, unbounded=True),
     "scale_by_rms": Row(partial(T.scale_by_rms, bias_correction=True), "decay", 0.9, 0.5),
     "scale_by_rprop": Row(T.scale_by_rprop, "learning_rate", 0.1, 0.01),
@@ -121,17 +125,70 @@ TRANSFORMS = {
     # quasi-Newton
     "scale_by_lbfgs": Row(lambda x: lo.chain(T.scale_by_lbfgs(3), O.sgd(x)), "learning_rate", 0.1, 0.01),
     # distances and bets
+    "mechanize": Row(lambda x: T.mechanize(O.sgd(1.0), s_init=x), "s_init", 0.1, 0.01),
+    "scale_by_cocob": Row(T.scale_by_cocob, "alpha", 10.0, 100.0),
+    "scale_by_dadapt_adamw": Row(partial(T.scale_by_dadapt_adamw, estim_lr0=0.1), "learning_rate", 0.1, 0.01),
+    "scale_by_distance_over_gradients": Row(T.scale_by_distance_over_gradients, "reps_rel", 0.1, 0.01),
+    "scale_by_dog": Row(lambda x: T.scale_by_dog(("heuristic", x)), "init_step", 0.1, 0.01),
+    "scale_by_dowg": Row(T.scale_by_dowg, "init_estim_sq_dist", 0.1, 0.01),
+    "scale_by_prodigy": Row(partial(T.scale_by_prodigy, estim_lr0=0.1), "learning_rate", 0.1, 0.01),
     # losses as arguments
+    "hypergradient": Row(
+        lambda x: T.hypergradient(T.scale_by_adam(), x, 0.01), "learning_rate", 0.1, 0.01, unbounded=True
+    ),
+    "scale_by_momo": Row(partial(T.scale_by_momo, adapt_lower_bound=True), "learning_rate", 0.1, 0.01),
+    "scale_by_momo_adam": Row(partial(T.scale_by_momo_adam, weight_decay=0.1), "learning_rate", 0.1, 0.01),
+    "scale_by_polyak": Row(lambda x: T.scale_by_polyak(max_learning_rate=x), "max_learning_rate", 0.1, 0.01),
     # points, shells and samples
 }
 OPTIMIZERS = {
+    "acprop": Row(O.acprop, "learning_rate", 0.1, 0.01, unbounded=True),
+    "adabelief": Row(O.adabelief, "learning_rate", 0.1, 0.01),
+    "adadelta": Row(O.adadelta, "learning_rate", 0.1, 0.01),
+    "adafactor": Row(partial(O.adafactor, min_dim_size_to_factor=2, momentum=0.9), "learning_rate", 0.1, 0.01),
+    "adagrad": Row(O.adagrad, "learning_rate", 0.1, 0.01),
     "adam": Row(partial(O.adam, nesterov=True), "learning_rate", 0.1, 0.01),
+    "adam_mini": Row(O.adam_mini, "learning_rate", 0.1, 0.01),
+    "adamax": Row(O.adamax, "learning_rate", 0.1, 0.01),
+    "adamaxw": Row(partial(O.adamaxw, mask=matrices), "learning_rate", 0.1, 0.01),
     "adamw": Row(partial(O.adamw, mask=matrices), "learning_rate", 0.1, 0.01),
+    "adan": Row(O.adan, "learning_rate", 0.1, 0.01),
+    "ademamix": Row(O.ademamix, "learning_rate", 0.1, 0.01),
+    "adopt": Row(O.adopt, "learning_rate", 0.1, 0.01),
     "amsgrad": Row(O.amsgrad, "learning_rate", 0.1, 0.01),
+    "asgd": Row(O.asgd, "learning_rate", 0.1, 0.01),
+    "came": Row(O.came, "learning_rate", 0.1, 0.01),
+    "fromage": Row(O.fromage, "learning_rate", 0.1, 0.01),
+    "ftrl": Row(O.ftrl, "learning_rate", 0.1, 0.01, unbounded=True),
+    "lamb": Row(partial(O.lamb, weight_decay=0.1, mask=matrices), "learning_rate", 0.1, 0.01),
+    "lars": Row(O.lars, "learning_rate", 0.1, 0.01),
+    "lazy_adam": Row(O.lazy_adam, "learning_rate", 0.1, 0.01),
+    "lion": Row(partial(O.lion, mask=matrices), "learning_rate", 0.1, 0.01),
+    "madgrad": Row(O.madgrad, "learning_rate", 0.1, 0.01),
+    "nadam": Row(partial(O.nadam, momentum_decay=0.004), "learning_rate", 0.1, 0.01),
+    "nadamw": Row(partial(O.nadamw, mask=matrices), "learning_rate", 0.1, 0.01),
+    "novograd": Row(O.novograd, "learning_rate", 0.1, 0.01),
+    "radam": Row(partial(O.radam, nesterov=True), "learning_rate", 0.1, 0.01, unbounded=True),
     "rmsprop": Row(partial(O.rmsprop, momentum=0.9, centered=True), "learning_rate", 0.1, 0.01),
+    "rprop": Row(O.rprop, "learning_rate", 0.1, 0.01),
     "sgd": Row(partial(O.sgd, momentum=0.9, nesterov=True), "learning_rate", 0.1, 0.01),
+    "sign_sgd": Row(O.sign_sgd, "learning_rate", 0.1, 0.01),
+    "signum": Row(O.signum, "learning_rate", 0.1, 0.01),
+    "simplified_ademamix": Row(O.simplified_ademamix, "learning_rate", 0.1, 0.01),
+    "sm3": Row(O.sm3, "learning_rate", 0.1, 0.01),
+    "yogi": Row(O.yogi, "learning_rate", 0.1, 0.01, restless=True),
     # quasi-Newton
     # distances and bets
+    "cocob": Row(lambda x: O.cocob(alpha=x), "alpha", 10.0, 100.0),
+    "dadapt_adamw": Row(partial(O.dadapt_adamw, estim_lr0=0.1), "learning_rate", 0.1, 0.01),
+    "dog": Row(partial(O.dog, init_step=("distance", 0.1), weight_decay=0.1), "learning_rate", 0.1, 0.01),
+    "dowg": Row(partial(O.dowg, weight_decay=0.1, mask=matrices), "learning_rate", 0.1, 0.01),
+    "prodigy": Row(partial(O.prodigy, estim_lr0=0.1, weight_decay=0.1), "learning_rate", 0.1, 0.01),
     # losses as arguments
+    "hypergradient_adam": Row(partial(O.hypergradient_adam, multiplicative=True), "learning_rate", 0.1, 0.01),
+    "hypergradient_sgd": Row(O.hypergradient_sgd, "learning_rate", 0.1, 0.01, unbounded=True),
+    "momo": Row(O.momo, "learning_rate", 0.1, 0.01),
+    "momo_adam": Row(O.momo_adam, "learning_rate", 0.1, 0.01),
+    "polyak_sgd": Row(O.polyak_sgd, "max_learning_rate", 0.1, 0.01),
     # points, shells and samples
 }

@@ -1,5 +1,35 @@
 """Recipes: chains with good defaults. No arithmetic lives here."""
 
-from lossopt_jax.optimizers._adaptive import adam, adamw, amsgrad, rmsprop
-from lossopt_jax.optimizers._gradient_descent import sgd
+from lossopt_jax.optimizers._adam import (
+    acprop,
+    adabelief,
+    adam,
+    adamax,
+    adamaxw,
+    adamw,
+    adan,
+    ademamix,
+    adopt,
+    amsgrad,
+    lazy_adam,
+    nadam,
+    nadamw,
+    radam,
+    simplified_ademamix,
+    yogi,
+)
+from lossopt_jax.optimizers._adaptive import adadelta, adagrad, rmsprop
+from lossopt_jax.optimizers._dual_averaging import ftrl, madgrad
+from lossopt_jax.optimizers._gradient_descent import asgd, sgd
+from lossopt_jax.optimizers._layerwise import fromage, lamb, lars, novograd
+from lossopt_jax.optimizers._learning_rate_free import cocob, dadapt_adamw, dog, dowg, prodigy
+from lossopt_jax.optimizers._loss_driven import (
+    hypergradient_adam,
+    hypergradient_sgd,
+    momo,
+    momo_adam,
+    polyak_sgd,
+)
+from lossopt_jax.optimizers._memory_lean import adafactor, adam_mini, came, sm3
+from lossopt_jax.optimizers._sign import lion, rprop, sign_sgd, signum
 from lossopt_jax.optimizers._registry import registry

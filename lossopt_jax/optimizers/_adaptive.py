@@ -7,10 +7,10 @@ from lossopt_jax.transforms import (
     GradientTransformation,
     add_decayed_weights,
     chain,
-    scale_by_adam,
-    scale_by_amsgrad,
+    scale_by_adadelta,
     scale_by_learning_rate,
     scale_by_rms,
+    scale_by_rss,
     scale_by_stddev,
     trace,
 )
@@ -58,93 +58,54 @@ def rmsprop(
     return chain(*parts) if momentum is None else chain(*parts, trace(momentum, nesterov))
 
 
-@registry.register(by_name={"learning_rate": 0.001})
-def adam(
+@registry.register(by_name={"learning_rate": 0.01})
+def adagrad(
     learning_rate: Any,
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-8,
-    eps_root: Any = 0.0,
+    initial_accumulator_value: float = 0.1,
+    eps: Any = 1e-7,
     *,
-    nesterov: bool = False,
+    eps_in_sqrt: bool = True,
 ) -> GradientTransformation:
-    """Adam: the mean gradient over its root mean square.
+    """Gradient descent on gradients divided by the root of the sum of all their squares.
 
-    scale_by_adam → scale_by_learning_rate
+    scale_by_rss → scale_by_learning_rate
 
-    Use when: a first try at almost anything.  By name: learning_rate 0.001.
-    Memory: 2 × parameters.
+    Use when: features are sparse.  By name: learning_rate 0.01.  Memory: 1 × parameters.
 
     Args:
       learning_rate: η ≥ 0, a number, an array or a schedule.
-      b1: β₁ in [0, 1), decay of the mean.
-      b2: β₂ in [0, 1), decay of the mean square.
-      eps: ε ≥ 0, outside the root.
-      eps_root: ε₀ ≥ 0, inside the root.
-      nesterov: look one step ahead.
+      initial_accumulator_value: the sum before the first step, ≥ 0; 0 in torch and Keras 2.
+      eps: ε ≥ 0.
+      eps_in_sqrt: √(v + ε) as optax and Keras 3; False for √v + ε as torch and Keras 2.
 
-    Differs from: Keras, whose ε is ε √(1−β₂ᵗ) here.
-    Source: Kingma & Ba 2015, arXiv:1412.6980.
+    Source: Duchi, Hazan & Singer 2011, JMLR 12.
     """
-    return chain(scale_by_adam(b1, b2, eps, eps_root, nesterov), scale_by_learning_rate(learning_rate))
+    rule = scale_by_rss(initial_accumulator_value, eps, eps_in_sqrt)
+    return chain(rule, scale_by_learning_rate(learning_rate))
 
 
-@registry.register(by_name={"learning_rate": 0.001})
-def amsgrad(
-    learning_rate: Any, b1: Any = 0.9, b2: Any = 0.999, eps: Any = 1e-8, eps_root: Any = 0.0
+@registry.register(by_name={"learning_rate": 1.0})
+def adadelta(
+    learning_rate: Any = 1.0,
+    rho: Any = 0.9,
+    eps: Any = 1e-6,
+    weight_decay: Any = 0.0,
+    weight_decay_mask: Any = None,
 ) -> GradientTransformation:
-    """Adam whose second moment never falls.
+    """Steps of the size of earlier steps.
 
-    scale_by_amsgrad → scale_by_learning_rate
+    add_decayed_weights → scale_by_adadelta → scale_by_learning_rate
 
-    By name: learning_rate 0.001.  Memory: 3 × parameters.
+    By name: learning_rate 1.  Memory: 2 × parameters.
 
     Args:
-      learning_rate: η ≥ 0, a number, an array or a schedule.
-      b1: β₁ in [0, 1).
-      b2: β₂ in [0, 1).
-      eps: ε ≥ 0, outside the root.
-      eps_root: ε₀ ≥ 0, inside the root.
+      learning_rate: η ≥ 0, a number, an array or a schedule; 1 in the paper.
+      rho: ρ in [0, 1).
+      eps: ε > 0; its root is the size of the first steps.
+      weight_decay: λ ≥ 0, added to the gradient (L2).
+      weight_decay_mask: where to decay, as in `adamw`.
 
-    Differs from: optax, see `scale_by_amsgrad`.
-    Source: Reddi, Kale & Kumar 2018, arXiv:1904.09237.
+    Source: Zeiler 2012, arXiv:1212.5701.
     """
-    return chain(scale_by_amsgrad(b1, b2, eps, eps_root), scale_by_learning_rate(learning_rate))
-
-
-@registry.register(by_name={"learning_rate": 0.001})
-def adamw(
-    learning_rate: Any,
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-8,
-    eps_root: Any = 0.0,
-    weight_decay: Any = 1e-4,
-    mask: Any = None,
-    *,
-    nesterov: bool = False,
-) -> GradientTransformation:
-    """Adam with decoupled weight decay.
-
-    scale_by_adam → add_decayed_weights → scale_by_learning_rate
-
-    Use when: the default for transformers.  Start at learning_rate 3e-4, weight_decay 0.1.  By name: 0.001.
-    Memory: 2 × parameters.
-
-    Args:
-      learning_rate: η ≥ 0, a number, an array or a schedule.
-      b1: β₁ in [0, 1).
-      b2: β₂ in [0, 1).
-      eps: ε ≥ 0, outside the root.
-      eps_root: ε₀ ≥ 0, inside the root.
-      weight_decay: λ ≥ 0; multiplied by learning_rate, as in torch and optax, not as in the paper.
-      mask: where to decay: a tree of bools, or a function of the parameters that returns one.
-      nesterov: look one step ahead.
-
-    Source: Loshchilov & Hutter 2019, arXiv:1711.05101.
-    """
-    return chain(
-        scale_by_adam(b1, b2, eps, eps_root, nesterov),
-        add_decayed_weights(weight_decay, mask),
-        scale_by_learning_rate(learning_rate),
-    )
+    decay = add_decayed_weights(weight_decay, weight_decay_mask)
+    return chain(decay, scale_by_adadelta(rho, eps), scale_by_learning_rate(learning_rate))

@@ -24,10 +24,18 @@ from lossopt_jax.transforms._base import (
     WrapperState,
     apply_updates,
 )
+from lossopt_jax.transforms._betting import mechanize, scale_by_cocob
 from lossopt_jax.transforms._cautious import cautious
 from lossopt_jax.transforms._chain import chain, named_chain
 from lossopt_jax.transforms._clipping import clip, clip_by_block_rms, clip_by_global_norm, global_norm
 from lossopt_jax.transforms._compile import compile_update
+from lossopt_jax.transforms._distance import (
+    scale_by_dadapt_adamw,
+    scale_by_distance_over_gradients,
+    scale_by_dog,
+    scale_by_dowg,
+    scale_by_prodigy,
+)
 from lossopt_jax.transforms._factored import (
     scale_by_adam_mini,
     scale_by_came,
@@ -40,6 +48,7 @@ from lossopt_jax.transforms._gradients import (
     scale_by_optimistic_gradient,
 )
 from lossopt_jax.transforms._groups import masked, partition
+from lossopt_jax.transforms._hypergradient import hypergradient
 from lossopt_jax.transforms._hyperparams import get_hyperparams, get_slot, set_hyperparams
 from lossopt_jax.transforms._iterates import scale_by_asgd, scale_by_ftrl, scale_by_madgrad
 from lossopt_jax.transforms._layerwise import (
@@ -51,6 +60,7 @@ from lossopt_jax.transforms._layerwise import (
     scale_by_trust_ratio,
 )
 from lossopt_jax.transforms._lift import elementwise, leafwise, treewise, wrapper
+from lossopt_jax.transforms._polyak import scale_by_momo, scale_by_momo_adam, scale_by_polyak
 from lossopt_jax.transforms._precision import master_weights, stochastic_rounding
 from lossopt_jax.transforms._primal_averages import (
     gpa,

@@ -112,6 +112,7 @@ def scale_by_nadam(
     b1: Scalar = 0.9,
     b2: Scalar = 0.999,
     eps: Scalar = 1e-8,
+    eps_root: Scalar = 0.0,
     momentum_decay: Scalar = 0.004,
 ):
     """Adam with Nesterov's momentum on Dozat's schedule.
@@ -119,12 +120,13 @@ def scale_by_nadam(
         μₜ = β₁ (1 − ½ 0.96^(t ψ))
         m ← β₁ m + (1−β₁) g
         v ← β₂ v + (1−β₂) g²
-        u = (μₜ₊₁ m / (1 − μ₁⋯μₜ₊₁) + (1−μₜ) g / (1 − μ₁⋯μₜ)) / (√v̂ + ε),      v̂ = v/(1−β₂ᵗ)
+        u = (μₜ₊₁ m / (1 − μ₁⋯μₜ₊₁) + (1−μₜ) g / (1 − μ₁⋯μₜ)) / (√(v̂ + ε₀) + ε),      v̂ = v/(1−β₂ᵗ)
 
     Args:
       b1: β₁ in [0, 1).
       b2: β₂ in [0, 1).
       eps: ε ≥ 0, outside the root.
+      eps_root: ε₀ ≥ 0, inside the root.
       momentum_decay: ψ ≥ 0; 0.004 as torch and Keras 2, 1 as Keras 3. Without schedule: `scale_by_adam(nesterov=True)`.
 
     Slots: mu, nu (2 × parameters), filled (1 − μ₁⋯μₜ).  Lift: elementwise.
@@ -134,7 +136,7 @@ def scale_by_nadam(
     nu = b2 * slots.nu + (1 - b2) * g * g
     now, ahead = _momentum_at(t, b1, momentum_decay), _momentum_at(t + 1, b1, momentum_decay)
     mean = (1 - ahead) * mu / (slots.filled + (1 - slots.filled) * ahead) + now * g / slots.filled
-    return mean / (sqrt(debias(nu, b2, t)) + eps), {"mu": mu, "nu": nu}
+    return mean / (sqrt(debias(nu, b2, t) + eps_root) + eps), {"mu": mu, "nu": nu}
 
 
 @registry.register()

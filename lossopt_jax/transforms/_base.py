@@ -101,8 +101,7 @@ class GradientTransformation:
           TypeError: a gradient of the wrong kind, an unknown keyword, or a missing one that a rule needs.
         """
         self._check_extra(extra)
-        flow = enter(updates, params)
-        flow, state = self._run(flow, state, params, extra)
+        flow, state = self._run(self._enter(updates, params), state, params, extra)
         return leave(flow, updates, params), state
 
     def _init(self, params: Any) -> Any:
@@ -111,6 +110,9 @@ class GradientTransformation:
     def _run(self, updates: Any, state: Any, params: Any, extra: dict[str, Any]) -> tuple[Any, Any]:
         """`update` without its border: uncast, on a tree that `enter` made."""
         raise NotImplementedError
+
+    def _enter(self, updates: Any, params: Any) -> Any:
+        return enter(updates, params, "per_example" in self._flags)
 
     @property
     def name(self) -> str:
@@ -194,12 +196,15 @@ def as_transformation(where: str, candidate: Any) -> GradientTransformation:
     raise TypeError(complaint(where, "members", "have init and update", f"{candidate!r}", hint))
 
 
-def as_member(where: str, candidate: Any) -> GradientTransformation:
-    """A transform that may stand inside another one."""
+def as_member(where: str, candidate: Any, first: bool = False) -> GradientTransformation:
+    """A transform that may stand inside another one, where it is the first to see the gradients or not."""
     member = as_transformation(where, candidate)
     if "outermost" in member._flags:
         remedy = f"write {member.name}({where}(…)) instead"
         raise ValueError(complaint(where, "members", f"not hold {member.name}, which must be outermost", "it", remedy))
+    if "per_example" in member._flags and not first:
+        remedy = "let it begin a chain that stands in nothing else"
+        raise ValueError(complaint(where, member.name, "be given a gradient per example", "what others made", remedy))
     return member
 
 
@@ -207,19 +212,21 @@ def _trainable_only(params: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf if is_trainable(leaf) else None, params, is_leaf=none_is_leaf)
 
 
-def _check_gradient(path: str, gradient: Any, parameter: Any) -> None:
-    where = f"the gradient at {path!r}"
+def _check_gradient(path: str, gradient: Any, parameter: Any, examples: tuple[int, ...]) -> None:
+    where, shape = f"the gradient at {path!r}", getattr(gradient, "shape", ())
     if not is_trainable(gradient):
         raise TypeError(complaint("update", where, "be floating, complex, float0 or None", _describe(gradient)))
+    if shape[: len(examples)] != examples:
+        must, remedy = f"begin with an axis of {examples[0]} examples", "take one per example with jax.vmap"
+        raise ValueError(complaint("update", where, must, f"shape {shape}", remedy))
     if parameter is None:
         return
     if not is_trainable(parameter):
         remedy = "pass None or float0 for a leaf that is not trained"
         raise TypeError(complaint("update", where, f"be None for {_describe(parameter)}", _describe(gradient), remedy))
-    if jnp.shape(gradient) != jnp.shape(parameter):
-        raise ValueError(
-            complaint("update", where, f"have shape {jnp.shape(parameter)}", jnp.shape(gradient), "nothing broadcasts")
-        )
+    expected = examples + jnp.shape(parameter)
+    if shape != expected:
+        raise ValueError(complaint("update", where, f"have shape {expected}", shape, "nothing broadcasts"))
     if is_complex(gradient) and not is_complex(parameter):
         raise TypeError(complaint("update", where, "be real like its parameter", _describe(gradient), "take its real"))
 
@@ -237,8 +244,11 @@ def _untrained(gradient: Any, parameter: Any) -> bool:
     return not is_trainable(gradient)
 
 
-def enter(updates: Any, params: Any) -> Any:
-    """Check the gradients against the parameters and raise them; None where nothing is trained."""
+def enter(updates: Any, params: Any, per_example: bool = False) -> Any:
+    """Check the gradients against the parameters and raise them; None where nothing is trained.
+
+    Per example: each must have one axis more than its parameter, in front, of one size in the whole tree.
+    """
     gradients, treedef = jax.tree.flatten(updates, is_leaf=none_is_leaf)
     parameters: list[Any] = [None] * len(gradients)
     if params is not None:
@@ -247,19 +257,22 @@ def enter(updates: Any, params: Any) -> Any:
             raise ValueError(
                 complaint("update", "gradients", "have the tree of params", first_difference(params, updates))
             )
-    flow = []
+    flow: list[Any] = []
+    examples: tuple[int, ...] | None = None if per_example else ()
     for index, (gradient, parameter) in enumerate(zip(gradients, parameters, strict=True)):
         if _untrained(gradient, parameter) or (params is not None and parameter is None):
             flow.append(None)
             continue
+        if examples is None:  # a scalar has no such axis and shall be told so
+            examples = (*getattr(gradient, "shape", ()), 1)[:1]
         if not (
             isinstance(gradient, jax.Array)
             and isinstance(parameter, jax.Array)
-            and gradient.shape == parameter.shape
+            and gradient.shape == examples + parameter.shape
             and gradient.dtype == parameter.dtype
             and jnp.issubdtype(gradient.dtype, jnp.inexact)
         ):
-            _check_gradient(leaf_paths(updates)[index], gradient, parameter)
+            _check_gradient(leaf_paths(updates)[index], gradient, parameter, examples)
         dtype = compute_dtype(dtype_of(gradient if parameter is None else parameter))
         flow.append(jax.lax.convert_element_type(jnp.asarray(gradient), dtype))
     return jax.tree.unflatten(treedef, flow)

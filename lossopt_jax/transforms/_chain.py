@@ -16,6 +16,10 @@ class Chain(GradientTransformation):
     names: tuple[str, ...]
     members: tuple[GradientTransformation, ...]
 
+    @property
+    def _flags(self) -> frozenset[str]:
+        return self.members[0]._flags & {"per_example"} if self.members else frozenset()
+
     def _init(self, params: Any) -> dict[str, Any]:
         return {name: member._init(params) for name, member in zip(self.names, self.members, strict=True)}
 
@@ -63,7 +67,7 @@ def chain(*transformations: Any) -> GradientTransformation:
     names: list[str] = []
     members: list[GradientTransformation] = []
     for candidate in transformations:
-        member = as_member("chain", candidate)
+        member = as_member("chain", candidate, first=not members)
         parts = zip(member.names, member.members, strict=True) if isinstance(member, Chain) else [(member.name, member)]
         for name, part in parts:
             names.append(_unused(name, names))
@@ -90,4 +94,5 @@ def named_chain(*transformations: tuple[str, Any]) -> GradientTransformation:
     names = [name for name, _ in transformations]
     if len(set(names)) != len(names):
         raise ValueError(complaint("named_chain", "names", "differ", names))
-    return Chain(tuple(names), tuple(as_member("named_chain", member) for _, member in transformations))
+    members = (as_member("named_chain", member, first=i == 0) for i, (_, member) in enumerate(transformations))
+    return Chain(tuple(names), tuple(members))

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from lossopt_jax._core import complaint, cpu_compiler_options, is_array_like, is_tracer, leaf_paths, none_is_leaf
-from lossopt_jax.transforms._base import GradientTransformation, apply_leaf, as_transformation, enter
+from lossopt_jax.transforms._base import GradientTransformation, apply_leaf, as_transformation
 
 
 def run_and_apply(
@@ -16,7 +16,7 @@ def run_and_apply(
 ) -> tuple[Any, Any]:
     """One step without a rounding between the update and the sum: (params, state, grads) → (params, state)."""
     transformation._check_extra(extra)
-    updates, state = transformation._run(enter(grads, params), state, params, extra)
+    updates, state = transformation._run(transformation._enter(grads, params), state, params, extra)
     return jax.tree.map(apply_leaf, params, updates, is_leaf=none_is_leaf), state
 
 

@@ -404,7 +404,8 @@ def treewise(
     Args:
       needs: also "value_fn", then a function of the list of trained parameters.
       once: as `elementwise`.
-      flags: "global_statistic" for a rule that means the whole tree and would be wrong in a group.
+      flags: "global_statistic" for a rule that means the whole tree and would be wrong in a group; "per_example" for
+        one whose gradients have an axis of examples in front, which it takes away: it can only begin a chain.
       **slots: per="leaf" ones are lists too; per="tree" ones may be returned like them.
     """
     return _lift("treewise", slots, needs, once, flags)

@@ -74,6 +74,8 @@ class Slot:
             axes = self.shape((), arguments) if callable(self.shape) else ()
             return jnp.full(tuple(map(int, axes)), fill, self.dtype or default_float())
         dtype = self.dtype or compute_dtype(dtype_of(parameter))
+        if is_complex(parameter) and not callable(fill):  # which rules see as two real arrays
+            fill = fill * (1 + 1j)
         if callable(fill):
             return jnp.array(fill(jnp.asarray(parameter)), dtype, copy=True)
         if self.shape == "param":  # full_like keeps the parameter's sharding
@@ -193,6 +195,8 @@ def _call(
 
 def _check_shapes(rule: Rule, g: Any, before: dict[str, Any], update: Any, changed: dict[str, Any]) -> None:
     expected, got = (jax.tree.map(jnp.shape, pair) for pair in ((g, before), (update, changed)))
+    if "per_example" in rule.flags:  # such a rule takes the first axis of every gradient away
+        expected = ([shape[1:] for shape in expected[0]], expected[1])
     if expected != got:
         raise TypeError(complaint(rule.name, "update and slots", f"keep the shapes {expected}", got))
 

@@ -2,8 +2,11 @@
 
 from typing import Any
 
+import jax.numpy as jnp
+
 from lossopt_jax._core import Scalar, complaint
 from lossopt_jax.transforms._base import GradientTransformation
+from lossopt_jax.transforms._chain import chain
 from lossopt_jax.transforms._groups import masked
 from lossopt_jax.transforms._lift import elementwise
 from lossopt_jax.transforms._registry import registry
@@ -76,3 +79,39 @@ def add_decayed_weights(weight_decay: Any = 0.0, mask: Any = None) -> GradientTr
     """
     decay = _add_decayed_weights(weight_decay)
     return decay if mask is None else masked(decay, mask)
+
+
+@elementwise(needs=("params",))
+def _add_cautious_weight_decay(g, slots, t, p, *, weight_decay: Scalar = 0.0):
+    """Add a multiple of the parameter where that agrees with the update."""
+    return g + jnp.where(jnp.sign(g) * jnp.sign(p) >= 0, weight_decay, 0) * p, {}
+
+
+@registry.register()
+def add_cautious_weight_decay(weight_decay: Any = 0.0, mask: Any = None) -> GradientTransformation:
+    """Decay only the weights that the update makes smaller anyway: u = g + λ w [g w ≥ 0], per element.
+
+    In place of `add_decayed_weights`, behind the rule and before its rate: g is what will be subtracted. The minimum
+    of the loss stays where it is, while decay everywhere moves it.
+
+    Args:
+      weight_decay: λ ≥ 0, a number, an array or a schedule.
+      mask: where to decay, as in `masked`; None for everywhere. A function of the parameters, never a schedule.
+
+    Needs the parameters.  Lift: elementwise.
+    Source: Chen et al. 2025, arXiv:2510.12402, algorithm 1.
+    """
+    decay = _add_cautious_weight_decay(weight_decay)
+    return decay if mask is None else masked(decay, mask)
+
+
+@registry.register()
+def maximize(optimizer: Any) -> GradientTransformation:
+    """Climb instead of descend: the optimizer gets −g, as with torch's maximize=True.
+
+    The loss is the caller's to negate where an optimizer asks for `value=`, `grad=` or `value_fn=`.
+
+    Args:
+      optimizer: a transform that descends.
+    """
+    return chain(scale(-1.0), optimizer)

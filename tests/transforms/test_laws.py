@@ -222,7 +222,7 @@ def test_leaves_of_one_signature_share_a_trace():
 def test_construction_under_jit_with_a_traced_value(row):
     params, grads = PLAIN
     run = jax.jit(lambda value: steps(row.build(value), params, grads))
-    close(run(row.value), steps(row.build(row.value), params, grads))
+    close(run(row.value), steps(row.build(row.value), params, grads), ulps=4)  # one program for three steps
 
 
 @rows
@@ -316,7 +316,7 @@ def test_sharding_is_kept_and_changes_nothing(row, wrap):
         assert leaf.ndim == 0 or leaf.sharding.is_equivalent_to(like.sharding, leaf.ndim)
         assert leaf.shape not in ((8, 4), (16,)) or not leaf.sharding.is_fully_replicated
     expected, expected_state = advance(tx, grads, tx.init(params), params)
-    close((after, state), (lo.apply_updates(params, expected), expected_state))
+    close((after, state), (lo.apply_updates(params, expected), expected_state), ulps=4)  # sums in another order
 
 
 ELEMENTWISE = {
@@ -352,7 +352,7 @@ def test_elementwise_rows_are_found():
 def test_update_has_the_dtype_of_its_parameter_whatever_the_value(row, value):
     params, grads = TREES["mixed"]
     tx = row.build(value(row.value))
-    updates, _ = tx.update(grads, tx.init(params), params)
+    updates, _ = advance(tx, grads, tx.init(params), params)
     assert types(updates) == types(params)
 
 

@@ -1,0 +1,253 @@
+"""Steps that follow from the loss itself: how far a model of it lies above a lower bound."""
+
+from typing import Annotated, Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax.numpy import sqrt
+
+from lossopt_jax._core import FRACTION, Scalar, complaint
+from lossopt_jax.transforms._averages import bias_correction
+from lossopt_jax.transforms._clipping import global_norm
+from lossopt_jax.transforms._lift import treewise
+from lossopt_jax.transforms._quasi_newton import inner
+from lossopt_jax.transforms._registry import registry
+from lossopt_jax.transforms._rule import Slot
+
+
+def _over_square(gap: jax.Array, norm: jax.Array, eps: jax.Array | float = 0.0) -> jax.Array:
+    """gap / (‖d‖² + ε) without squaring the norm; 0 where it is 0."""
+    known = norm > 0
+    divisor = jnp.where(known, norm, 1)
+    return jnp.where(known, gap / (divisor + eps / divisor) / divisor, 0)
+
+
+@registry.register()
+@treewise(needs=("value",))
+def scale_by_polyak(
+    g,
+    slots,
+    t,
+    value,
+    *,
+    f_min: Scalar = 0.0,
+    max_learning_rate: Scalar = 1.0,
+    eps: Scalar = 0.0,
+    variant: Literal["sps", "sps+"] = "sps",
+):
+    """The step at which the linear model of the loss would reach its minimum.
+
+        u = g · min((f − f*) / (‖g‖² + ε), η),      ‖g‖ over all leaves;  0 where g is 0
+
+    Args:
+      f_min: f*, what the loss can reach.
+      max_learning_rate: η ≥ 0, the longest step.
+      eps: ε ≥ 0.
+      variant: "sps+" to stay where f < f*; "sps" climbs back.
+
+    Needs the loss: `update(…, value=loss)`.  Lift: treewise.
+
+    Raises:
+      TypeError: no value.
+      ValueError: another variant.
+
+    Differs from: optax, which stands still once ‖g‖² + ε ≤ 2.2e-16.
+    Source: Loizou et al. 2021, arXiv:2002.10542; "sps+": Garrigos, Gower & Schaipp 2023, arXiv:2307.14528.
+    """
+    if variant not in ("sps", "sps+"):
+        raise ValueError(complaint("scale_by_polyak", "variant", "be 'sps' or 'sps+'", repr(variant)))
+    gap = value - f_min if variant == "sps" else jnp.maximum(value - f_min, 0)
+    # a loss below f* has no shortest step: keep it finite
+    step = jnp.clip(_over_square(gap, global_norm(g), eps), jnp.finfo(gap.dtype).min, max_learning_rate)
+    return [x * step.astype(x.dtype) for x in g], {}
+
+
+def _averaged(old: list[jax.Array], new: list[jax.Array], decay: jax.Array) -> list[jax.Array]:
+    """β x + (1−β) y, leaf by leaf."""
+    return [decay.astype(x.dtype) * x + (1 - decay).astype(x.dtype) * y for x, y in zip(old, new, strict=True)]
+
+
+def _model_step(
+    slots: Any,
+    g: list[jax.Array],
+    p: list[jax.Array],
+    value: jax.Array,
+    mu: list[jax.Array],
+    norm: jax.Array,
+    *,
+    beta: jax.Array,
+    weight: jax.Array | float,
+    rate: jax.Array,
+    shrink: jax.Array,
+    lowest: jax.Array,
+    adapt: bool,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Where the averaged linear model of a decayed loss meets its bound: (τ, the slots that make the model).
+
+        f̄ ← β f̄ + (1−β) f
+        γ ← β γ + (1−β) ⟨g,w⟩
+        room = s (f̄ − γ) + ⟨m,w⟩
+        f* ← max(room / 2sρ, f₀) if room < sρf*
+        τ = min(η/ρ, (room − sρf*)₊ / ‖m‖²)
+        f* ← max((f̄ − γ + ⟨m,w⟩ − ½ τ‖m‖²)/ρ, f₀)
+
+    with s = 1 + ηλ, and f* = f₀ throughout unless adapt.
+    """
+    mean_value = beta * slots.mean_value + (1 - beta) * value
+    mean_dot = beta * slots.mean_dot + (1 - beta) * inner(g, p, value.dtype)
+    offset, dot, unit = mean_value - mean_dot, inner(mu, p, value.dtype), shrink * weight
+    room, bound = shrink * offset + dot, lowest
+    if adapt:
+        met = room < unit * slots.lower_bound
+        bound = jnp.where(met, jnp.maximum(room / (2 * unit), lowest), slots.lower_bound)
+    step = jnp.minimum(rate / weight, _over_square(jnp.maximum(room - unit * bound, 0), norm))
+    if adapt:
+        bound = jnp.maximum((offset + dot - step * norm * norm / 2) / weight, lowest)
+    return step, {"mean_value": mean_value, "mean_dot": mean_dot, "lower_bound": bound}
+
+
+def _proximal(p: list[jax.Array], direction: list[jax.Array], step: jax.Array, decay: jax.Array) -> list[jax.Array]:
+    """(w − τ d)/(1+δ) − w."""
+    ahead, fall = step / (1 + decay), decay / (1 + decay)
+    return [-ahead.astype(w.dtype) * d - fall.astype(w.dtype) * w for d, w in zip(direction, p, strict=True)]
+
+
+@registry.register()
+@treewise(
+    needs=("params", "value"),
+    mu=Slot(),
+    mean_value=Slot(per="tree", exact=True),
+    mean_dot=Slot(per="tree", exact=True),
+    lower_bound=Slot(per="tree", fill="lower_bound", exact=True),
+)
+def scale_by_momo(
+    g,
+    slots,
+    t,
+    p,
+    value,
+    *,
+    learning_rate: Scalar = 1.0,
+    beta: Annotated[Scalar, FRACTION] = 0.9,
+    lower_bound: Scalar = 0.0,
+    weight_decay: Scalar = 0.0,
+    adapt_lower_bound: bool = False,
+):
+    """Momentum whose step follows from a running model of the loss.
+
+        m ← β m + (1−β) g
+        f̄ ← β f̄ + (1−β) f
+        γ ← β γ + (1−β) ⟨g,w⟩,      β = 0 at t = 1
+        τ = min(η, ((1+ηλ)(f̄ − f* − γ) + ⟨m,w⟩)₊ / ‖m‖²),      sums over all leaves
+        w ← (w − τ m) / (1 + ηλ)
+
+    Args:
+      learning_rate: η ≥ 0, the longest step.
+      beta: β in [0, 1).
+      lower_bound: f*, below which the loss does not fall.
+      weight_decay: λ ≥ 0.
+      adapt_lower_bound: estimate f* on the way, from lower_bound upwards.
+
+    Needs the parameters and the loss: `update(…, value=loss)`. The update is complete: no rate belongs behind it.
+    Slots: mu (1 × parameters), mean_value, mean_dot, lower_bound (one each).  Lift: treewise.
+
+    Raises:
+      TypeError: no value.
+
+    Differs from: optax with weight_decay, which subtracts τ m from the decayed point, τ m / (1 + ηλ) here and in the
+      authors' package; and once ‖m‖² ≤ 2.2e-16, where optax stands still.
+    Source: Schaipp et al. 2024, arXiv:2305.07583.
+    """
+    beta = jnp.where(t > 1, beta, 0)
+    mu = _averaged(slots.mu, g, beta)
+    step, model = _model_step(
+        slots,
+        g,
+        p,
+        value,
+        mu,
+        global_norm(mu),
+        beta=beta,
+        weight=1.0,
+        rate=learning_rate,
+        shrink=1 + learning_rate * weight_decay,
+        lowest=lower_bound,
+        adapt=adapt_lower_bound,
+    )
+    return _proximal(p, mu, step, learning_rate * weight_decay), {"mu": mu, **model}
+
+
+@registry.register()
+@treewise(
+    needs=("params", "value"),
+    mu=Slot(),
+    nu=Slot(nonnegative=True),
+    mean_value=Slot(per="tree", exact=True),
+    mean_dot=Slot(per="tree", exact=True),
+    lower_bound=Slot(per="tree", fill="lower_bound", exact=True),
+)
+def scale_by_momo_adam(
+    g,
+    slots,
+    t,
+    p,
+    value,
+    *,
+    learning_rate: Scalar = 0.01,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
+    lower_bound: Scalar = 0.0,
+    weight_decay: Scalar = 0.0,
+    adapt_lower_bound: bool = False,
+):
+    """Adam whose step follows from a running model of the loss.
+
+        m ← β₁ m + (1−β₁) g
+        v ← β₂ v + (1−β₂) g²
+        D = √(v/(1−β₂ᵗ)) + ε
+        f̄ ← β₁ f̄ + (1−β₁) f
+        γ ← β₁ γ + (1−β₁) ⟨g,w⟩,      ρ = 1 − β₁ᵗ
+        τ = min(η/ρ, ((1+ηλ)(f̄ − ρ f* − γ) + ⟨m,w⟩)₊ / Σ m²/D),      sums over all leaves
+        w ← (w − τ m/D) / (1 + ηλ)
+
+    Args:
+      learning_rate: η ≥ 0, the longest step, as in Adam.
+      b1: β₁ in [0, 1).
+      b2: β₂ in [0, 1).
+      eps: ε ≥ 0.
+      lower_bound: f*, below which the loss does not fall.
+      weight_decay: λ ≥ 0.
+      adapt_lower_bound: estimate f* on the way, from lower_bound upwards.
+
+    Needs the parameters and the loss: `update(…, value=loss)`. The update is complete: no rate belongs behind it.
+    Slots: mu, nu (2 × parameters), mean_value, mean_dot, lower_bound (one each).  Lift: treewise.
+
+    Raises:
+      TypeError: no value.
+
+    Differs from: optax, as `scale_by_momo`.
+    Source: Schaipp et al. 2024, arXiv:2305.07583.
+    """
+    rho, rho2 = bias_correction(b1, t), bias_correction(b2, t)
+    mu, nu = _averaged(slots.mu, g, b1), _averaged(slots.nu, [x * x for x in g], b2)
+    roots = [sqrt(sqrt(v / rho2.astype(v.dtype)) + eps.astype(v.dtype)) for v in nu]
+    roots = [jnp.where(root > 0, root, 1) for root in roots]
+    # by √D, so that Σ m²/D is the square of a norm
+    tilted = [m / root for m, root in zip(mu, roots, strict=True)]
+    step, model = _model_step(
+        slots,
+        g,
+        p,
+        value,
+        mu,
+        global_norm(tilted),
+        beta=b1,
+        weight=rho,
+        rate=learning_rate,
+        shrink=1 + learning_rate * weight_decay,
+        lowest=lower_bound,
+        adapt=adapt_lower_bound,
+    )
+    direction = [x / root for x, root in zip(tilted, roots, strict=True)]
+    return _proximal(p, direction, step, learning_rate * weight_decay), {"mu": mu, "nu": nu, **model}
