@@ -1,6 +1,9 @@
 """Fifteen float64 steps on a random tree: our path, a live peer's, and a NumPy transcription's, to be compared."""
 
+import importlib.util
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -71,8 +74,12 @@ def optax_path(make, extra=None, read=lambda params, state: params, of=tree):
         return path_of(make(), optax.apply_updates, extra, read, of)
 
 
-def torch_path(make, of=tree, sparse=False, rate=None):
-    """`make(torch.optim, params)` gives the optimizer; `rate(step)` is set before every step."""
+def torch_path(make, of=tree, sparse=False, rate=None, read=None):
+    """`make(torch.optim, params)` gives the optimizer.
+
+    rate: step → what is set before every step.
+    read: the name of a piece of state to look at instead of the parameters.
+    """
     torch = pytest.importorskip("torch", reason="torch is the extra 'oracles'")
     params = [torch.tensor(p, requires_grad=True) for p in jax.tree.leaves(of(0))]
     before, points = torch.get_default_dtype(), []
@@ -85,7 +92,8 @@ def torch_path(make, of=tree, sparse=False, rate=None):
             if rate is not None:
                 optimizer.param_groups[0]["lr"] = rate(step)
             optimizer.step()
-            points.append(np.concatenate([p.detach().numpy().ravel() for p in params]))
+            seen = params if read is None else [optimizer.state[p][read] for p in params]
+            points.append(np.concatenate([p.detach().numpy().ravel() for p in seen]))
     finally:
         torch.set_default_dtype(before)
     return np.stack(points)
@@ -148,6 +156,25 @@ def parametrize(cases):
     """One test per case of a table `{optimizer: [case, …]}`."""
     flat_cases = [(f"{name}-{case.peer}-{i}", case) for name, row in cases.items() for i, case in enumerate(row)]
     return pytest.mark.parametrize("case", [case for _, case in flat_cases], ids=[name for name, _ in flat_cases])
+
+
+def tables():
+    """The tables `CASES` of every test module of optimizers, by optimizer or transform."""
+    cases = {}
+    for path in sorted((Path(__file__).parent / "optimizers").glob("test_*.py")):
+        if re.search(r"^CASES\b", path.read_text(encoding="utf-8"), re.MULTILINE):
+            spec = importlib.util.spec_from_file_location(f"cases_of_{path.stem}", path)
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+            for name, row in module.CASES.items():
+                cases.setdefault(name, []).extend(row)
+    return cases
+
+
+def rules_of(tx):
+    """Every transform in a composition that is a rule or a wrapper."""
+    own = [tx] if hasattr(tx, "rule") else []
+    return own + [rule for member in tx._members() for rule in rules_of(member)]
 
 
 def falling(step):

@@ -1,5 +1,6 @@
 """One row per registered transform and optimizer: how the laws build it."""
 
+import dataclasses
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -42,13 +43,38 @@ def half_square(params):
     return sum((jnp.sum(size * size).astype(jnp.result_type(float)) for size in wide), start=0.0) / 2
 
 
+def weights(params):
+    """Whatever is trained as one real vector: residuals for the rules that ask for them."""
+    leaves = [p for p in jax.tree.leaves(params) if jnp.issubdtype(jnp.result_type(p), jnp.inexact)]
+    parts = [part for p in leaves for part in (p.real, p.imag)[: 1 + jnp.iscomplexobj(p)]]
+    flat = [jnp.ravel(part).astype(jnp.result_type(float)) for part in parts]
+    return jnp.concatenate([*flat, jnp.zeros(0)])
+
+
 def extras(params, grads):
     """What a generic trainer hands to every optimizer."""
     return {"value": half_square(params), "grad": grads, "value_fn": half_square, "key": None, "loss": 1.0}
 
 
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class OfOneExample(lo.GradientTransformation):
+    """A transform of gradients per example, given the gradient of one."""
+
+    inner: Any
+
+    def _members(self):
+        return (self.inner,)
+
+    def _init(self, params):
+        return self.inner._init(params)
+
+    def _run(self, updates, state, params, extra):
+        return self.inner._run(jax.tree.map(lambda g: g[None], updates), state, params, extra)
+
+
 def advance(tx, grads, state, params):
-    """`tx.update` as a generic trainer calls it."""
+    """`tx.update` as a generic trainer calls it, with a batch of one for whoever wants a gradient per example."""
+    tx = OfOneExample(tx) if "per_example" in tx._flags else tx
     return tx.update(grads, state, params, **extras(params, grads))
 
 
@@ -68,8 +94,6 @@ TRANSFORMS = {
     "clip_by_global_norm": Row(T.clip_by_global_norm, "max_norm", 0.5, 0.1),
     "correct_by_previous_gradient": Row(T.correct_by_previous_gradient, "b1", 0.9, 0.5),
     "ema": Row(T.ema, "decay", 0.9, 0.5, unbounded=True),
-    "gpa": Row(lambda x: T.gpa(O.adam(x)), "learning_rate", 0.1, 0.01),
-    "lookahead": Row(lambda x: T.lookahead(O.adam(x), 2, 0.5), "learning_rate", 0.1, 0.01),
     "masked": Row(lambda x: lo.masked(T.trace(x), matrices), "decay", 0.9, 0.5, unbounded=True),
     "master_weights": Row(lambda x: lo.master_weights(O.adam(x)), "learning_rate", 0.1, 0.01),
     "named_chain": Row(lambda x: lo.named_chain(("a", T.trace(0.9)), ("b", O.sgd(x))), "learning_rate", 0.1, 0.01),
@@ -119,18 +143,29 @@ TRANSFORMS = {
     "scale_by_stddev": Row(T.scale_by_stddev, "decay", 0.9, 0.5),
     "scale_by_trust_ratio": Row(lambda x: T.scale_by_trust_ratio(x), "min_norm", 30.0, 20.0),
     "scale_by_yogi": Row(T.scale_by_yogi, "b1", 0.9, 0.5, restless=True),
-    "schedule_free": Row(lambda x: T.schedule_free(O.sgd(0.1), 0.1, x), "b1", 0.9, 0.5),
     "stochastic_rounding": Row(lambda x: lo.stochastic_rounding(O.adam(x)), "learning_rate", 0.1, 0.01),
     "trace": Row(lambda x: T.trace(x, nesterov=True), "decay", 0.9, 0.5, unbounded=True),
     # quasi-Newton
+    "scale_by_backtracking_linesearch": Row(
+        lambda x: lo.chain(O.sgd(1.0), T.scale_by_backtracking_linesearch(20, max_learning_rate=x)),
+        "max_learning_rate",
+        0.5,
+        0.25,
+    ),
     "scale_by_lbfgs": Row(lambda x: lo.chain(T.scale_by_lbfgs(3), O.sgd(x)), "learning_rate", 0.1, 0.01),
+    "scale_by_levenberg_marquardt": Row(
+        lambda x: T.scale_by_levenberg_marquardt(weights, initial_damping=x), "initial_damping", 0.1, 0.01
+    ),
+    "scale_by_zoom_linesearch": Row(
+        lambda x: lo.chain(O.sgd(1.0), T.scale_by_zoom_linesearch(20, x)), "max_learning_rate", 0.5, 0.25
+    ),
     # distances and bets
     "mechanize": Row(lambda x: T.mechanize(O.sgd(1.0), s_init=x), "s_init", 0.1, 0.01),
     "scale_by_cocob": Row(T.scale_by_cocob, "alpha", 10.0, 100.0),
     "scale_by_dadapt_adamw": Row(partial(T.scale_by_dadapt_adamw, estim_lr0=0.1), "learning_rate", 0.1, 0.01),
     "scale_by_distance_over_gradients": Row(T.scale_by_distance_over_gradients, "reps_rel", 0.1, 0.01),
     "scale_by_dog": Row(lambda x: T.scale_by_dog(("heuristic", x)), "init_step", 0.1, 0.01),
-    "scale_by_dowg": Row(T.scale_by_dowg, "init_estim_sq_dist", 0.1, 0.01),
+    "scale_by_dowg": Row(partial(T.scale_by_dowg, 0.1), "eps", 0.1, 0.01),
     "scale_by_prodigy": Row(partial(T.scale_by_prodigy, estim_lr0=0.1), "learning_rate", 0.1, 0.01),
     # losses as arguments
     "hypergradient": Row(
@@ -140,6 +175,22 @@ TRANSFORMS = {
     "scale_by_momo_adam": Row(partial(T.scale_by_momo_adam, weight_decay=0.1), "learning_rate", 0.1, 0.01),
     "scale_by_polyak": Row(lambda x: T.scale_by_polyak(max_learning_rate=x), "max_learning_rate", 0.1, 0.01),
     # points, shells and samples
+    "add_cautious_weight_decay": Row(T.add_cautious_weight_decay, "weight_decay", 0.1, 0.01, unbounded=True),
+    "differentially_private_aggregate": Row(
+        lambda x: OfOneExample(T.differentially_private_aggregate(x, 0.0)), "l2_norm_clip", 0.5, 0.1
+    ),
+    "hyperball": Row(T.hyperball, "learning_rate", 0.1, 0.01),
+    "maximize": Row(lambda x: T.maximize(O.adam(x)), "learning_rate", 0.1, 0.01),
+    "normalize": Row(lambda x: lo.chain(T.normalize(), O.sgd(x)), "learning_rate", 0.1, 0.01),
+    "sam": Row(lambda x: T.sam(O.adam(x), lo.chain(T.normalize(), T.scale(-0.05))), "learning_rate", 0.1, 0.01),
+    "scale_by_sophia": Row(partial(T.scale_by_sophia, update_interval=2), "b1", 0.9, 0.5),
+    # averages of points
+    "gpa": Row(lambda x: T.gpa(O.adam(x)), "learning_rate", 0.1, 0.01),
+    "lookahead": Row(lambda x: T.lookahead(O.adam(x), 2, 0.5), "learning_rate", 0.1, 0.01),
+    "scale_by_optimistic_learning_rate": Row(
+        lambda x: T.scale_by_optimistic_learning_rate(x, 0.05), "learning_rate", 0.1, 0.01, unbounded=True
+    ),
+    "schedule_free": Row(lambda x: T.schedule_free(O.sgd(x), warmup_steps=2), "learning_rate", 0.1, 0.01),
 }
 OPTIMIZERS = {
     "acprop": Row(O.acprop, "learning_rate", 0.1, 0.01, unbounded=True),
@@ -178,6 +229,8 @@ OPTIMIZERS = {
     "sm3": Row(O.sm3, "learning_rate", 0.1, 0.01),
     "yogi": Row(O.yogi, "learning_rate", 0.1, 0.01, restless=True),
     # quasi-Newton
+    "lbfgs": Row(O.lbfgs, "learning_rate", 0.1, 0.01),
+    "levenberg_marquardt": Row(partial(O.levenberg_marquardt, weights, "cg"), "initial_damping", 0.1, 0.01),
     # distances and bets
     "cocob": Row(lambda x: O.cocob(alpha=x), "alpha", 10.0, 100.0),
     "dadapt_adamw": Row(partial(O.dadapt_adamw, estim_lr0=0.1), "learning_rate", 0.1, 0.01),
@@ -191,4 +244,21 @@ OPTIMIZERS = {
     "momo_adam": Row(O.momo_adam, "learning_rate", 0.1, 0.01),
     "polyak_sgd": Row(O.polyak_sgd, "max_learning_rate", 0.1, 0.01),
     # points, shells and samples
+    "adamh": Row(O.adamh, "learning_rate", 0.1, 0.01),
+    "dpsgd": Row(lambda x: OfOneExample(O.dpsgd(x, 0.5, 0.0, momentum=0.9)), "learning_rate", 0.1, 0.01),
+    "sophia": Row(partial(O.sophia, weight_decay_mask=matrices), "learning_rate", 0.1, 0.01),
+    # averages of points
+    "cautious_adamw": Row(partial(O.cautious_adamw, mask=matrices), "learning_rate", 0.1, 0.01),
+    "cautious_lion": Row(O.cautious_lion, "learning_rate", 0.1, 0.01),
+    "gpa_adamw": Row(partial(O.gpa_adamw, weight_decay=0.1, mask=matrices), "learning_rate", 0.1, 0.01),
+    "mars_adamw": Row(partial(O.mars_adamw, weight_decay=0.1, mask=matrices), "learning_rate", 0.1, 0.01),
+    "mars_lion": Row(O.mars_lion, "learning_rate", 0.1, 0.01),
+    "noisy_sgd": Row(O.noisy_sgd, "learning_rate", 0.1, 0.01, restless=True, unbounded=True),
+    "optimistic_adam": Row(lambda x: O.optimistic_adam(x, 0.05), "learning_rate", 0.1, 0.01),
+    "optimistic_adam_v2": Row(O.optimistic_adam_v2, "learning_rate", 0.1, 0.01),
+    "optimistic_gradient_descent": Row(O.optimistic_gradient_descent, "learning_rate", 0.1, 0.01, unbounded=True),
+    "schedule_free_adamw": Row(partial(O.schedule_free_adamw, warmup_steps=2), "learning_rate", 0.1, 0.01),
+    "schedule_free_sgd": Row(
+        partial(O.schedule_free_sgd, weight_decay=0.1), "learning_rate", 0.1, 0.01, unbounded=True
+    ),
 }

@@ -4,6 +4,7 @@ from lossopt_jax._core._checks import (
     COUNT,
     FRACTION,
     NONNEGATIVE,
+    NONPOSITIVE,
     POSITIVE,
     RANGES,
     REAL,

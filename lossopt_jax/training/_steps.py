@@ -89,17 +89,24 @@ def _joined(first: Any, second: Any) -> Any:
     return jax.tree.map(lambda a, b: b if a is None else a, first, second, is_leaf=none_is_leaf)
 
 
-def gradient(model: Model, state: TrainState, x: Any, y: Any, where: jax.Array | None) -> Any:
-    """(loss, (prediction, values, model state)), gradients; complex ones conjugated, to point uphill."""
-    trained, rest = _trained(state.params)
+def _loss_of(
+    model: Model, state: TrainState, x: Any, y: Any, where: jax.Array | None
+) -> Callable[[Any], tuple[jax.Array, Any]]:
+    """Parameters → loss, (prediction, values, model state): this batch with this step's key."""
     key = jax.random.fold_in(jax.random.key(state.seed), state.step) if model.stateful else None
 
-    def loss_of(trained: Any) -> Any:
-        prediction, model_state = model.predict(_joined(trained, rest), state.model_state, x, key, True)
+    def loss_of(params: Any) -> tuple[jax.Array, Any]:
+        prediction, model_state = model.predict(params, state.model_state, x, key, True)
         values = model.objective(prediction, y)
         return losses.mean(values, where=where), (prediction, values, model_state)
 
-    loss, gradients = jax.value_and_grad(loss_of, has_aux=True)(trained)
+    return loss_of
+
+
+def gradient(loss_of: Callable[[Any], tuple[jax.Array, Any]], params: Any) -> Any:
+    """(loss, (prediction, values, model state)), gradients; complex ones conjugated, to point uphill."""
+    trained, rest = _trained(params)
+    loss, gradients = jax.value_and_grad(lambda trained: loss_of(_joined(trained, rest)), has_aux=True)(trained)
     return loss, jax.tree.map(lambda g: jnp.conj(g) if is_complex(g) else g, gradients)
 
 
@@ -107,11 +114,13 @@ def train_step(
     model: Model, state: TrainState, x: Any, y: Any, where: jax.Array | None, alive: jax.Array | bool
 ) -> tuple[TrainState, Trace]:
     """One step, or none: a loss or gradient that is not finite, or a run that is over, leaves the state alone."""
-    (loss, (prediction, values, model_state)), gradients = gradient(model, state, x, y, where)
+    loss_of = _loss_of(model, state, x, y, where)
+    (loss, (prediction, values, model_state)), gradients = gradient(loss_of, state.params)
     norm = global_norm(gradients)
     ok = jnp.isfinite(loss) & jnp.isfinite(norm) & alive
-    # the loss itself goes along for the rules that ask for it
-    params, opt_state = run_and_apply(model.optimizer, state.params, state.opt_state, gradients, {"value": loss})
+    # for the rules that ask for the loss, or for its value elsewhere
+    extra = {"value": loss, "grad": gradients, "value_fn": lambda params: loss_of(params)[0]}
+    params, opt_state = run_and_apply(model.optimizer, state.params, state.opt_state, gradients, extra)
     seen = model.observe(state.metrics, prediction, y, values, where)
     after = TrainState(state.step + 1, state.seed, params, opt_state, model_state, seen)
     after = jax.tree.map(lambda new, old: jnp.where(ok, new, old), after, state)

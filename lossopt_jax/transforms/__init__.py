@@ -46,8 +46,10 @@ from lossopt_jax.transforms._gradients import (
     add_noise,
     correct_by_previous_gradient,
     scale_by_optimistic_gradient,
+    scale_by_optimistic_learning_rate,
 )
 from lossopt_jax.transforms._groups import masked, partition
+from lossopt_jax.transforms._hyperball import hyperball
 from lossopt_jax.transforms._hypergradient import hypergradient
 from lossopt_jax.transforms._hyperparams import get_hyperparams, get_slot, set_hyperparams
 from lossopt_jax.transforms._iterates import scale_by_asgd, scale_by_ftrl, scale_by_madgrad
@@ -59,7 +61,13 @@ from lossopt_jax.transforms._layerwise import (
     scale_by_param_block_rms,
     scale_by_trust_ratio,
 )
+from lossopt_jax.transforms._least_squares import scale_by_levenberg_marquardt
 from lossopt_jax.transforms._lift import elementwise, leafwise, treewise, wrapper
+from lossopt_jax.transforms._line_search import (
+    scale_by_backtracking_linesearch,
+    scale_by_zoom_linesearch,
+    value_and_grad_from_state,
+)
 from lossopt_jax.transforms._polyak import scale_by_momo, scale_by_momo_adam, scale_by_polyak
 from lossopt_jax.transforms._precision import master_weights, stochastic_rounding
 from lossopt_jax.transforms._primal_averages import (
@@ -69,9 +77,19 @@ from lossopt_jax.transforms._primal_averages import (
     schedule_free,
     schedule_free_eval_params,
 )
+from lossopt_jax.transforms._privacy import differentially_private_aggregate
 from lossopt_jax.transforms._quasi_newton import scale_by_lbfgs
 from lossopt_jax.transforms._registry import registry
 from lossopt_jax.transforms._rows import scale_by_lazy_adam
 from lossopt_jax.transforms._rule import Axes, Extent, Slot
-from lossopt_jax.transforms._scaling import add_decayed_weights, scale, scale_by_learning_rate, scale_by_schedule
+from lossopt_jax.transforms._scaling import (
+    add_cautious_weight_decay,
+    add_decayed_weights,
+    maximize,
+    scale,
+    scale_by_learning_rate,
+    scale_by_schedule,
+)
+from lossopt_jax.transforms._sharpness import normalize, sam
 from lossopt_jax.transforms._sign import scale_by_lion, scale_by_rprop, scale_by_sign
+from lossopt_jax.transforms._sophia import scale_by_sophia

@@ -5,9 +5,8 @@ from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
-from jax.numpy import sqrt
 
-from lossopt_jax._core import COUNT, NONNEGATIVE, POSITIVE, Scalar, as_compute, check_scalar, map_arrays
+from lossopt_jax._core import COUNT, POSITIVE, Scalar, as_compute, map_arrays
 from lossopt_jax.transforms._clipping import global_norm
 from lossopt_jax.transforms._distance import ratio
 from lossopt_jax.transforms._lift import elementwise, wrapper
@@ -56,9 +55,7 @@ def scale_by_cocob(g, slots, t, p, *, alpha: Annotated[Scalar, POSITIVE] = 100.0
 
 
 def _per_beta(shape: tuple[int, ...], arguments: dict[str, Any]) -> Axes:
-    count = arguments["num_betas"]
-    check_scalar("mechanize", "num_betas", count, within=COUNT)
-    return (Extent(count),)
+    return (Extent(arguments["num_betas"]),)
 
 
 def _inner(left: Any, right: Any, dtype: Any) -> jax.Array:
@@ -87,7 +84,7 @@ def mechanize(
     weight_decay: Scalar = 1e-2,
     eps: Scalar = 1e-8,
     s_init: Annotated[Scalar, POSITIVE] = 1e-6,
-    num_betas: int = 6,
+    num_betas: Annotated[int, COUNT] = 6,
 ):
     """Mechanic: learn by betting how much of another optimizer's updates to take.
 

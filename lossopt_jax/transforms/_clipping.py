@@ -1,12 +1,21 @@
 """Bounds on gradients."""
 
 import functools
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 
-from lossopt_jax._core import CPU_FUSES_SUMS, Scalar, as_compute, is_complex, is_trainable, sums, widest_float
+from lossopt_jax._core import (
+    CPU_FUSES_SUMS,
+    POSITIVE,
+    Scalar,
+    as_compute,
+    is_complex,
+    is_trainable,
+    sums,
+    widest_float,
+)
 from lossopt_jax.transforms._lift import elementwise, leafwise, treewise
 from lossopt_jax.transforms._registry import registry
 
@@ -100,7 +109,7 @@ def clip(g, slots, t, *, max_delta: Scalar):
 
 @registry.register()
 @leafwise()
-def clip_by_block_rms(g, slots, t, *, threshold: Scalar):
+def clip_by_block_rms(g, slots, t, *, threshold: Annotated[Scalar, POSITIVE]):
     """Limit the root mean square of every array: u = g / max(1, rms(g)/d).
 
     Args:

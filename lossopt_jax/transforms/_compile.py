@@ -69,7 +69,13 @@ class CompiledUpdate:
             return run_and_apply(self.transformation, params, state, grads, arrays | dict(functions))
 
         # outputs in the order of the donated inputs: any other pairing costs a copy of every leaf
-        return jax.jit(step, donate_argnums=(0, 1), static_argnums=4, compiler_options=cpu_compiler_options())
+        return jax.jit(
+            step,
+            donate_argnums=(0, 1),
+            static_argnums=4,
+            keep_unused=True,  # a slot that is only written is donated too
+            compiler_options=cpu_compiler_options(),
+        )
 
 
 def compile_update(transformation: Any) -> CompiledUpdate:

@@ -1,8 +1,10 @@
 """Gradients changed before a rule sees them: noise, optimism, variance reduction."""
 
+from typing import Annotated
+
 import jax.numpy as jnp
 
-from lossopt_jax._core import Scalar, random_normal
+from lossopt_jax._core import NONNEGATIVE, Scalar, random_normal
 from lossopt_jax.transforms._clipping import global_norm
 from lossopt_jax.transforms._lift import elementwise, leafwise
 from lossopt_jax.transforms._registry import registry
@@ -11,15 +13,17 @@ from lossopt_jax.transforms._rule import Slot
 
 @registry.register()
 @leafwise(needs=("key",))
-def add_noise(g, slots, t, seed, *, eta: Scalar, gamma: Scalar):
-    """Add Gaussian noise that fades: u = g + N(0, η / t^γ).
+def add_noise(g, slots, t, seed, *, eta: Annotated[Scalar, NONNEGATIVE], gamma: Scalar):
+    """Add Gaussian noise that fades.
+
+        u = g + √(η / t^γ) n,      n of N(0, 1)
 
     The noise is a hash of seed, step, the leaf's path and the element's index: the same under any sharding, in any
     group, and after a resume.
 
     Args:
       eta: η ≥ 0, the variance at t = 1.
-      gamma: γ.
+      gamma: γ, how fast the variance falls.
       seed: an integer in [0, 2³²).
 
     Slots: seed (one uint32).  Lift: leafwise.
@@ -33,7 +37,7 @@ def add_noise(g, slots, t, seed, *, eta: Scalar, gamma: Scalar):
 def scale_by_optimistic_gradient(g, slots, t, *, alpha: Scalar = 1.0, beta: Scalar = 1.0):
     """Expect the next gradient to change as the last one did.
 
-        u = (α+β) g − β g₋,      g₋ = g at t = 1
+        u = α g + β (g − g₋),      g₋ = g at t = 1
 
     Args:
       alpha: α.
@@ -42,34 +46,51 @@ def scale_by_optimistic_gradient(g, slots, t, *, alpha: Scalar = 1.0, beta: Scal
     Slots: before (1 × parameters).  Lift: elementwise.
     Source: Mokhtari, Ozdaglar & Pattathil 2019, arXiv:1901.08511.
     """
-    before = jnp.where(t > 1, slots.before, g)
-    return (alpha + beta) * g - beta * before, {"before": g}
+    return alpha * g + beta * jnp.where(t > 1, g - slots.before, 0), {"before": g}
 
 
+@registry.register()
 @elementwise(before=Slot(exact=True))
-def _scale_by_optimistic_rate(g, slots, t, *, learning_rate: Scalar, optimism: float | None = None):
-    """−η g − o (g − g₋), o = η if None: the form in which the optimism is a rate of its own."""
-    before = jnp.where(t > 1, slots.before, g)
-    weight = learning_rate if optimism is None else optimism
-    return -learning_rate * g - weight * (g - before), {"before": g}
+def scale_by_optimistic_learning_rate(g, slots, t, *, learning_rate: Scalar, optimism: Annotated[Scalar, NONNEGATIVE]):
+    """Multiply by −η, with an optimism that is a rate of its own.
+
+        u = −η g − o (g − g₋),      g₋ = g at t = 1
+
+    Args:
+      learning_rate: η ≥ 0.
+      optimism: o ≥ 0; as `scale_by_optimistic_gradient` where it is η.
+
+    Slots: before (1 × parameters).  Lift: elementwise.
+    Source: Daskalakis et al. 2018, arXiv:1711.00141.
+    """
+    return -learning_rate * g - optimism * jnp.where(t > 1, g - slots.before, 0), {"before": g}
 
 
 @registry.register()
 @leafwise(before=Slot(exact=True))
-def correct_by_previous_gradient(g, slots, t, *, b1: Scalar = 0.95, gamma: Scalar = 0.025, max_norm: Scalar = 1.0):
+def correct_by_previous_gradient(
+    g,
+    slots,
+    t,
+    *,
+    b1: Scalar = 0.95,
+    gamma: Annotated[Scalar, NONNEGATIVE] = 0.025,
+    max_norm: Scalar = 1.0,
+):
     """Reduce a gradient's variance by its difference from the one before, as MARS does.
 
         c = g + γ β₁/(1−β₁) (g − g₋),      g₋ = 0 at t = 1
-        u = c / max(1, ‖c‖/n),  ‖c‖ of the array
+        u = c min(1, n/‖c‖),      ‖c‖ of the array
 
     Args:
       b1: β₁ in [0, 1), that of the rule behind.
       gamma: γ ≥ 0, how much of the correction to take.
-      max_norm: n > 0.
+      max_norm: n ≥ 0.
 
     Slots: before (1 × parameters).  Lift: leafwise.
     Source: Yuan et al. 2024, arXiv:2411.10438, algorithm 2 with the gradient of the step before, and its authors'
       code.
     """
     corrected = g + gamma * b1 / (1 - b1) * (g - slots.before)
-    return corrected / jnp.maximum(1, global_norm(corrected) / max_norm), {"before": g}
+    norm = global_norm(corrected)
+    return corrected * jnp.minimum(1, max_norm / jnp.where(norm > 0, norm, 1)), {"before": g}

@@ -28,8 +28,8 @@ def _unit(parts: list[jax.Array]) -> list[jax.Array]:
 @registry.register()
 @wrapper(
     direction=Slot(),
-    rate=Slot(per="tree", fill="learning_rate", exact=True),
-    base=Slot(per="tree", fill="learning_rate", exact=True),
+    rate=Slot(per="tree", exact=True),
+    base=Slot(per="tree", exact=True),
 )
 def hypergradient(
     run,
@@ -48,8 +48,8 @@ def hypergradient(
         u ← inner(g)
         step = −η u
 
-    The rate is `get_slot(state, "rate")`. It begins at `learning_rate`, and a change of that, by hand or by a
-    schedule, scales what has been learned: η ← η · (new / old). While it is 0 nothing moves and nothing is learned.
+    The rate of the last step is `get_slot(state, "rate")`. It begins at `learning_rate`, and a change of that, by hand
+    or by a schedule, scales what has been learned: η ← η · (new / old). While it is 0 nothing moves or is learned.
 
     Args:
       inner: what makes u; without a rate, such as scale_by_adam.
@@ -70,7 +70,9 @@ def hypergradient(
     change = hypergradient_rate * inner(gradient, before, slots.rate.dtype)
     change = jnp.where(jnp.isfinite(change), change, 0)
     moving = learning_rate > 0
-    scaled = learning_rate * jnp.where(slots.base > 0, slots.rate / jnp.where(slots.base > 0, slots.base, 1), 1)
+    # base is 0 until the first step that moves
+    begun = slots.base > 0
+    scaled = learning_rate * jnp.where(begun, slots.rate / jnp.where(begun, slots.base, 1), 1)
     rate = scaled * (1 + change) if multiplicative else scaled + change
 
     direction, state = run(updates)

@@ -1,13 +1,15 @@
 """Reading and writing hyperparameters and slots of any state, ours inside anything."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from lossopt_jax._core import check_scalar, complaint, none_is_leaf
+from lossopt_jax._core import Range, check_scalar, complaint, none_is_leaf
 from lossopt_jax.transforms._base import Hyperparameter, RuleState, WrapperState
+from lossopt_jax.transforms._registry import registry
 
 
 def _is_hyperparameter(node: Any) -> bool:
@@ -73,16 +75,23 @@ def set_hyperparams(state: Any, **values: Any) -> Any:
         wanted = [i for i, key in enumerate(keys) if ours[i] and _matches(name, key, named)]
         if not wanted:
             raise ValueError(complaint("set_hyperparams", "names", f"be among {known}", repr(name)))
-        bare = name.split("/")[-1]
-        if value is not None and jnp.ndim(leaves[wanted[0]].value) == 0:
-            check_scalar("set_hyperparams", bare, value)
         for i in wanted:
+            if value is not None and jnp.ndim(leaves[i].value) == 0:
+                check_scalar("set_hyperparams", name.split("/")[-1], value, within=_range(keys[i]))
             leaves[i] = _pinned(leaves[i], value)
     return jax.tree.unflatten(treedef, leaves)
 
 
 def _matches(name: str, key: str, named: list[str]) -> bool:
     return name in (key, _short(key, named)) or ("/" not in name and key.split("/")[-1] == name)
+
+
+def _range(key: str) -> Range | None:
+    """The range that a rule of this library gives its own hyperparameter."""
+    rule, _, name = key.rpartition("/")
+    rule = re.sub(r"_\d+$", "", rule.rpartition("/")[2])
+    declared = getattr(registry.get(rule), "rule", None) if rule in registry else None
+    return declared.scalars.get(name) if declared else None
 
 
 def _pinned(old: Hyperparameter, value: Any) -> Hyperparameter:

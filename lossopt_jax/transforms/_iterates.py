@@ -1,9 +1,11 @@
 """Rules that name the next point themselves; nothing belongs behind them."""
 
+from typing import Annotated
+
 import jax.numpy as jnp
 from jax.numpy import sqrt
 
-from lossopt_jax._core import Scalar, as_compute
+from lossopt_jax._core import NONNEGATIVE, NONPOSITIVE, POSITIVE, Scalar, as_compute
 from lossopt_jax.transforms._lift import elementwise
 from lossopt_jax.transforms._registry import registry
 from lossopt_jax.transforms._rule import Slot
@@ -17,8 +19,7 @@ def scale_by_madgrad(g, slots, t, p, *, learning_rate: Scalar, momentum: Scalar 
         λ = (η + ε) √t
         s ← s + λ g
         v ← v + λ g²
-        z = x₀ − s / (∛v + ε)
-        u = (1−μ) (z − w)
+        u = (1−μ) (x₀ − w − s / (∛v + ε))
 
     Args:
       learning_rate: η ≥ 0.
@@ -31,8 +32,7 @@ def scale_by_madgrad(g, slots, t, p, *, learning_rate: Scalar, momentum: Scalar 
     weight = (learning_rate + eps) * sqrt(t)
     s = slots.s + weight * g
     nu = slots.nu + weight * g * g
-    target = slots.x0 - s / (jnp.cbrt(nu) + eps)
-    return (1 - momentum) * (target - p), {"s": s, "nu": nu}
+    return (1 - momentum) * (slots.x0 - p - s / (jnp.cbrt(nu) + eps)), {"s": s, "nu": nu}
 
 
 @registry.register()
@@ -44,12 +44,12 @@ def scale_by_ftrl(
     p,
     *,
     learning_rate: Scalar,
-    learning_rate_power: Scalar = -0.5,
-    initial_accumulator_value: float = 0.1,
-    l1_regularization_strength: Scalar = 0.0,
-    l2_regularization_strength: Scalar = 0.0,
-    l2_shrinkage_regularization_strength: Scalar = 0.0,
-    beta: Scalar = 0.0,
+    learning_rate_power: Annotated[Scalar, NONPOSITIVE] = -0.5,
+    initial_accumulator_value: Annotated[float, POSITIVE] = 0.1,
+    l1_regularization_strength: Annotated[Scalar, NONNEGATIVE] = 0.0,
+    l2_regularization_strength: Annotated[Scalar, NONNEGATIVE] = 0.0,
+    l2_shrinkage_regularization_strength: Annotated[Scalar, NONNEGATIVE] = 0.0,
+    beta: Annotated[Scalar, NONNEGATIVE] = 0.0,
 ):
     """Follow the regularised leader, per coordinate.
 
@@ -73,8 +73,10 @@ def scale_by_ftrl(
     moving = learning_rate > 0
     rate = jnp.where(moving, learning_rate, 1)
     nu = slots.nu + g * g
-    scale, scale_before = nu**-learning_rate_power, slots.nu**-learning_rate_power
-    z = slots.z + g + 2 * l2_shrinkage_regularization_strength * p - (scale - scale_before) / rate * p
+    scale_before = slots.nu**-learning_rate_power
+    growth = scale_before * jnp.expm1(-learning_rate_power * jnp.log1p(g * g / slots.nu))  # without cancellation
+    scale = scale_before + growth
+    z = slots.z + g + 2 * l2_shrinkage_regularization_strength * p - growth / rate * p
     bounded = jnp.clip(z, -l1_regularization_strength, l1_regularization_strength)
     target = (bounded - z) / ((scale + beta) / rate + 2 * l2_regularization_strength)
     return jnp.where(moving, target - p, 0), {"nu": jnp.where(moving, nu, slots.nu), "z": jnp.where(moving, z, slots.z)}
@@ -89,9 +91,9 @@ def scale_by_asgd(
     p,
     *,
     learning_rate: Scalar,
-    lambd: Scalar = 1e-4,
-    alpha: Scalar = 0.75,
-    t0: Scalar = 1e6,
+    lambd: Annotated[Scalar, NONNEGATIVE] = 1e-4,
+    alpha: Annotated[Scalar, NONNEGATIVE] = 0.75,
+    t0: Annotated[Scalar, NONNEGATIVE] = 1e6,
 ):
     """Gradient descent with a falling rate, and the running mean of its points.
 

@@ -51,7 +51,7 @@ from lossopt_jax.transforms._base import (
     WrapperState,
     as_member,
 )
-from lossopt_jax.transforms._rule import Rule, Slot, declare, program
+from lossopt_jax.transforms._rule import Rule, Slot, declare, program, range_of
 
 _LAST_STEP = 2**31 - 1
 
@@ -246,12 +246,12 @@ def _treewise(run: Callable[..., Any], gradients: list[Any], slots: dict[str, An
     split = [is_complex(g) for g in gradients]
 
     def cut(leaves: list[Any]) -> list[Any]:
-        pairs = [(jnp.real(x), jnp.imag(x)) if two else (x,) for x, two in zip(leaves, split, strict=True)]
-        return [part for pair in pairs for part in pair]
+        parts = [(jnp.real, jnp.imag) if two else (jnp.asarray,) for two in split]
+        return [jax.tree.map(part, x) for x, of in zip(leaves, parts, strict=True) for part in of]
 
     def join(leaves: list[Any]) -> list[Any]:
         parts = iter(leaves)
-        return [jax.lax.complex(next(parts), next(parts)) if two else next(parts) for two in split]
+        return [jax.tree.map(jax.lax.complex, next(parts), next(parts)) if two else next(parts) for two in split]
 
     def over_lists(function: Callable[[list[Any]], list[Any]], tree: Any) -> Any:
         def is_list(node: Any) -> bool:
@@ -362,8 +362,9 @@ def _constructor(rule: Rule) -> Callable[..., GradientTransformation]:
 def _check_static(where: str, parameter: inspect.Parameter, value: Any) -> None:
     if parameter.annotation is bool and not isinstance(value, bool):
         raise TypeError(complaint(where, parameter.name, "be True or False", f"{value!r}"))
-    if parameter.name in RANGES:
-        check_scalar(where, parameter.name, value)
+    _, within = range_of(parameter.annotation)
+    if within is not None or parameter.name in RANGES:
+        check_scalar(where, parameter.name, value, within=within)
     try:
         hash(value)
     except TypeError:

@@ -49,6 +49,11 @@ def _error(excess: jax.Array) -> jax.Array:
     return jnp.where(jnp.isnan(excess), jnp.inf, jnp.maximum(excess, 0))
 
 
+def _promising(value: jax.Array, slope: jax.Array) -> jax.Array:
+    """Whether a shorter step would do where all were in vain: a bad batch or a way uphill says nothing about it."""
+    return jnp.isfinite(value) & (slope < 0)
+
+
 def _scaled(u: list[jax.Array], step: jax.Array) -> list[jax.Array]:
     """η u, and 0 for η = 0 whatever u is."""
     return [jnp.where(step > 0, step.astype(x.dtype) * x, 0) for x in u]
@@ -74,6 +79,7 @@ def _if_stored(shape: tuple[int, ...], arguments: dict[str, Any]) -> Axes | None
 @treewise(
     needs=("params", "value", "grad", "value_fn"),
     learning_rate=Slot(per="tree", fill=1.0, exact=True),
+    guess=Slot(per="tree", fill=1.0, exact=True),
     value=Slot(per="tree", fill=math.inf, exact=True),
     grad=Slot(shape=_if_stored, exact=True),
 )
@@ -120,13 +126,16 @@ def _scale_by_backtracking_linesearch(
         new = jax.lax.cond(wanted, lambda: pull(jnp.ones_like(trial))[0], lambda: search.grad)
         return _Descent(search.trials + 1, step, trial, error, new)
 
-    grown = jnp.where(slots.learning_rate > 0, increase_factor * slots.learning_rate, max_learning_rate)
-    guess = jnp.minimum(grown, max_learning_rate)
-    start = _Descent(jnp.zeros((), jnp.int32), guess, value, jnp.full_like(value, jnp.inf), grad if store_grad else None)
+    guess, unknown = jnp.minimum(increase_factor * slots.guess, max_learning_rate), jnp.full_like(value, jnp.inf)
+    start = _Descent(jnp.zeros((), jnp.int32), guess, value, unknown, grad if store_grad else None)
     end = jax.lax.while_loop(go_on, shorten, start)
     moves = (end.error <= atol) | (jnp.isfinite(end.value) & (end.value <= value))
     step = jnp.where(moves, end.step, 0)
-    after = {"learning_rate": step, "value": jnp.where(moves, end.value, value)}
+    after = {
+        "learning_rate": step,
+        "guess": jnp.where(moves | _promising(value, slope), end.step, slots.guess),
+        "value": jnp.where(moves, end.value, value),
+    }
     return _scaled(u, step), after | ({"grad": _choose(moves, end.grad, grad)} if store_grad else {})
 
 
@@ -148,7 +157,7 @@ def scale_by_backtracking_linesearch(
 
     u must lead downhill, so the learning rate's sign comes before: `chain(sgd(1.0), this)`. A loss of ∞ or NaN means
     too far. Where no trial falls enough the last one is taken if the loss does not rise, else none: η = 0, u = 0, and
-    the next search begins at η_max.
+    the next search begins where this one ended.
 
     Args:
       max_backtracking_steps: how often η may be shortened, ≥ 1; one loss more than that is computed at most.
@@ -161,7 +170,7 @@ def scale_by_backtracking_linesearch(
       store_grad: keep the gradient where it ends, for `value_and_grad_from_state`.
 
     Needs the parameters, and `update(…, value=loss, grad=gradient, value_fn=loss_of_params)`; call it under `jit`.
-    Slots: learning_rate (the step taken), value, and grad (1 × parameters) with store_grad.  Lift: treewise.
+    Slots: learning_rate (the step taken), guess, value, and grad (1 × parameters) with store_grad.  Lift: treewise.
 
     Raises:
       TypeError: value, grad or value_fn is missing, or value_fn returns no scalar.
@@ -171,9 +180,7 @@ def scale_by_backtracking_linesearch(
       that met only NaN, and measures δ by f with its sign. Further arguments of the loss are bound in value_fn.
     Source: Armijo 1966; Nocedal & Wright 2006, algorithm 3.1; Vaswani et al. 2019, arXiv:1905.09997, for b.
     """
-    check_scalar(
-        "scale_by_backtracking_linesearch", "max_backtracking_steps", max_backtracking_steps, within=COUNT
-    )
+    check_scalar("scale_by_backtracking_linesearch", "max_backtracking_steps", max_backtracking_steps, within=COUNT)
     return _scale_by_backtracking_linesearch(
         max_backtracking_steps,
         slope_rtol,
@@ -247,6 +254,7 @@ def _inside(search: _Zoom) -> jax.Array:
 @treewise(
     needs=("params", "value", "grad", "value_fn"),
     learning_rate=Slot(per="tree", fill=1.0, exact=True),
+    guess=Slot(per="tree", fill=1.0, exact=True),
     value=Slot(per="tree", fill=math.inf, exact=True),
     grad=Slot(exact=True),
 )
@@ -293,7 +301,7 @@ def _scale_by_zoom_linesearch(
     def advance(search: _Zoom) -> _Zoom:
         low, high, first = search.low, search.high, search.trials == 0
         bracketed = jnp.isfinite(high.step)
-        longer = jnp.minimum(jnp.where(first, guess, increase_factor * low.step), max_learning_rate)
+        longer = jnp.minimum(jnp.where(first, slots.guess, increase_factor * low.step), max_learning_rate)
         trial, gradient = at(jnp.where(bracketed, _inside(search), longer))
 
         decrease = decrease_error(trial)
@@ -324,13 +332,18 @@ def _scale_by_zoom_linesearch(
 
     zero, no = jnp.zeros_like(value), jnp.zeros((), bool)
     start, nowhere = _Point(zero, value, inner(u, grad, dtype)), _Point(*[jnp.full_like(value, jnp.inf)] * 3)
-    keep = initial_guess_strategy == "keep"
-    guess = jnp.where(slots.learning_rate > 0, slots.learning_rate, 1) if keep else jnp.ones_like(value)
     begin = _Zoom(jnp.zeros((), jnp.int32), no, no, start, nowhere, nowhere, start, grad, start, grad)
     end = jax.lax.while_loop(go_on, advance, begin)
     as_it_is = jnp.isfinite(end.trial.value) & (end.safe.step == 0) & (end.trial.value <= value)
     point, gradient = _choose(end.done | as_it_is, (end.trial, end.grad), (end.safe, end.safe_grad))
-    return _scaled(u, point.step), {"learning_rate": point.step, "value": point.value, "grad": gradient}
+    again = jnp.where(_promising(value, start.slope), end.trial.step, slots.guess)
+    usual = point.step if initial_guess_strategy == "keep" else jnp.ones_like(point.step)
+    return _scaled(u, point.step), {
+        "learning_rate": point.step,
+        "guess": jnp.where(point.step > 0, usual, again),
+        "value": point.value,
+        "grad": gradient,
+    }
 
 
 @registry.register()
@@ -354,7 +367,7 @@ def scale_by_zoom_linesearch(
     η grows by b from its first guess until there is a bracket, which then narrows by cubic, parabola or bisection.
     u must lead downhill, so the learning rate's sign comes before: `chain(sgd(1.0), this)`. A loss of ∞ or NaN means
     too far. Where the trials run out, the best that has fallen is taken; where none has, the last if the loss does
-    not rise there, else none: η = 0 and u = 0.
+    not rise there, else none: η = 0, u = 0, and the next search begins where this one ended.
 
     Args:
       max_linesearch_steps: losses and gradients computed at most, ≥ 1.
@@ -368,7 +381,7 @@ def scale_by_zoom_linesearch(
       initial_guess_strategy: begin at η = "one", or "keep" the last one.
 
     Needs the parameters, and `update(…, value=loss, grad=gradient, value_fn=loss_of_params)`; call it under `jit`.
-    Slots: learning_rate (the step taken), value, grad (1 × parameters), for `value_and_grad_from_state`.
+    Slots: learning_rate (the step taken), guess, value, grad (1 × parameters; `value_and_grad_from_state` reads them).
     Lift: treewise.
 
     Raises:
@@ -418,7 +431,7 @@ def value_and_grad_from_state(value_fn: Callable[..., Any]) -> Callable[..., tup
     Example:
       >>> import jax, jax.numpy as jnp, lossopt_jax as lo
       >>> def loss(w):
-      ...     return jnp.sum((w - 1.0) ** 4)
+      ...     return jnp.sum(jnp.array([1.0, 10.0, 100.0]) * (w - 1.0) ** 2)
       >>> value_and_grad = lo.transforms.value_and_grad_from_state(loss)
       >>> tx = lo.optimizers.lbfgs()
       >>> @jax.jit

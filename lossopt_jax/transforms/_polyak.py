@@ -8,18 +8,16 @@ from jax.numpy import sqrt
 
 from lossopt_jax._core import FRACTION, Scalar, complaint
 from lossopt_jax.transforms._averages import bias_correction
-from lossopt_jax.transforms._clipping import global_norm
 from lossopt_jax.transforms._lift import treewise
 from lossopt_jax.transforms._quasi_newton import inner
 from lossopt_jax.transforms._registry import registry
 from lossopt_jax.transforms._rule import Slot
 
 
-def _over_square(gap: jax.Array, norm: jax.Array, eps: jax.Array | float = 0.0) -> jax.Array:
-    """gap / (‖d‖² + ε) without squaring the norm; 0 where it is 0."""
-    known = norm > 0
-    divisor = jnp.where(known, norm, 1)
-    return jnp.where(known, gap / (divisor + eps / divisor) / divisor, 0)
+def _steepness(gap: jax.Array, square: jax.Array, eps: jax.Array | float = 0.0) -> jax.Array:
+    """gap / (‖d‖² + ε); 0 where ‖d‖² vanishes or overflows."""
+    known = square >= jnp.finfo(square.dtype).tiny
+    return jnp.where(known, gap / jnp.where(known, square + eps, 1), 0)
 
 
 @registry.register()
@@ -51,14 +49,14 @@ def scale_by_polyak(
       TypeError: no value.
       ValueError: another variant.
 
-    Differs from: optax, which stands still once ‖g‖² + ε ≤ 2.2e-16.
+    Differs from: optax, which stands still once ‖g‖² + ε ≤ 2.2e-16, here where ‖g‖² underflows.
     Source: Loizou et al. 2021, arXiv:2002.10542; "sps+": Garrigos, Gower & Schaipp 2023, arXiv:2307.14528.
     """
     if variant not in ("sps", "sps+"):
         raise ValueError(complaint("scale_by_polyak", "variant", "be 'sps' or 'sps+'", repr(variant)))
     gap = value - f_min if variant == "sps" else jnp.maximum(value - f_min, 0)
     # a loss below f* has no shortest step: keep it finite
-    step = jnp.clip(_over_square(gap, global_norm(g), eps), jnp.finfo(gap.dtype).min, max_learning_rate)
+    step = jnp.clip(_steepness(gap, inner(g, g, gap.dtype), eps), jnp.finfo(gap.dtype).min, max_learning_rate)
     return [x * step.astype(x.dtype) for x in g], {}
 
 
@@ -69,11 +67,12 @@ def _averaged(old: list[jax.Array], new: list[jax.Array], decay: jax.Array) -> l
 
 def _model_step(
     slots: Any,
+    t: jax.Array,
     g: list[jax.Array],
     p: list[jax.Array],
     value: jax.Array,
     mu: list[jax.Array],
-    norm: jax.Array,
+    square: jax.Array,
     *,
     beta: jax.Array,
     weight: jax.Array | float,
@@ -98,11 +97,12 @@ def _model_step(
     offset, dot, unit = mean_value - mean_dot, inner(mu, p, value.dtype), shrink * weight
     room, bound = shrink * offset + dot, lowest
     if adapt:
-        met = room < unit * slots.lower_bound
-        bound = jnp.where(met, jnp.maximum(room / (2 * unit), lowest), slots.lower_bound)
-    step = jnp.minimum(rate / weight, _over_square(jnp.maximum(room - unit * bound, 0), norm))
+        estimate = jnp.where(t > 1, slots.lower_bound, lowest)
+        bound = jnp.where(room < unit * estimate, jnp.maximum(room / (2 * unit), lowest), estimate)
+    step = jnp.minimum(rate / weight, _steepness(jnp.maximum(room - unit * bound, 0), square))
     if adapt:
-        bound = jnp.maximum((offset + dot - step * norm * norm / 2) / weight, lowest)
+        square = jnp.minimum(square, jnp.finfo(square.dtype).max)  # 0 · ∞
+        bound = jnp.maximum((offset + dot - step * square / 2) / weight, lowest)
     return step, {"mean_value": mean_value, "mean_dot": mean_dot, "lower_bound": bound}
 
 
@@ -118,7 +118,7 @@ def _proximal(p: list[jax.Array], direction: list[jax.Array], step: jax.Array, d
     mu=Slot(),
     mean_value=Slot(per="tree", exact=True),
     mean_dot=Slot(per="tree", exact=True),
-    lower_bound=Slot(per="tree", fill="lower_bound", exact=True),
+    lower_bound=Slot(per="tree", exact=True),
 )
 def scale_by_momo(
     g,
@@ -162,11 +162,12 @@ def scale_by_momo(
     mu = _averaged(slots.mu, g, beta)
     step, model = _model_step(
         slots,
+        t,
         g,
         p,
         value,
         mu,
-        global_norm(mu),
+        inner(mu, mu, value.dtype),
         beta=beta,
         weight=1.0,
         rate=learning_rate,
@@ -184,7 +185,7 @@ def scale_by_momo(
     nu=Slot(nonnegative=True),
     mean_value=Slot(per="tree", exact=True),
     mean_dot=Slot(per="tree", exact=True),
-    lower_bound=Slot(per="tree", fill="lower_bound", exact=True),
+    lower_bound=Slot(per="tree", exact=True),
 )
 def scale_by_momo_adam(
     g,
@@ -231,17 +232,16 @@ def scale_by_momo_adam(
     """
     rho, rho2 = bias_correction(b1, t), bias_correction(b2, t)
     mu, nu = _averaged(slots.mu, g, b1), _averaged(slots.nu, [x * x for x in g], b2)
-    roots = [sqrt(sqrt(v / rho2.astype(v.dtype)) + eps.astype(v.dtype)) for v in nu]
-    roots = [jnp.where(root > 0, root, 1) for root in roots]
-    # by √D, so that Σ m²/D is the square of a norm
-    tilted = [m / root for m, root in zip(mu, roots, strict=True)]
+    scales = [sqrt(v / rho2.astype(v.dtype)) + eps.astype(v.dtype) for v in nu]
+    direction = [m / jnp.where(d > 0, d, 1) for m, d in zip(mu, scales, strict=True)]
     step, model = _model_step(
         slots,
+        t,
         g,
         p,
         value,
         mu,
-        global_norm(tilted),
+        inner(mu, direction, value.dtype),
         beta=b1,
         weight=rho,
         rate=learning_rate,
@@ -249,5 +249,4 @@ def scale_by_momo_adam(
         lowest=lower_bound,
         adapt=adapt_lower_bound,
     )
-    direction = [x / root for x, root in zip(tilted, roots, strict=True)]
     return _proximal(p, direction, step, learning_rate * weight_decay), {"mu": mu, "nu": nu, **model}

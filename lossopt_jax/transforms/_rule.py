@@ -72,7 +72,7 @@ class Slot:
         fill = arguments[self.fill] if isinstance(self.fill, str) else self.fill
         if self.per == "tree":
             axes = self.shape((), arguments) if callable(self.shape) else ()
-            return jnp.full(tuple(map(int, axes)), fill, self.dtype or default_float())
+            return jnp.array(jnp.full(tuple(map(int, axes)), fill, self.dtype or default_float()), copy=True)
         dtype = self.dtype or compute_dtype(dtype_of(parameter))
         if is_complex(parameter) and not callable(fill):  # which rules see as two real arrays
             fill = fill * (1 + 1j)
@@ -120,12 +120,9 @@ def _rule_of(module: str, qualname: str) -> Rule:
     return functools.reduce(getattr, qualname.split("."), sys.modules[module]).rule
 
 
-def _range_of(annotation: Any) -> tuple[bool, Range | None]:
-    """Whether an annotation says Scalar, and the range it adds to it."""
-    if get_origin(annotation) is Annotated:
-        kind, within = get_args(annotation)
-        return kind == Scalar, within
-    return annotation == Scalar, None
+def range_of(annotation: Any) -> tuple[Any, Range | None]:
+    """The type that an annotation names, and the range that it adds."""
+    return get_args(annotation) if get_origin(annotation) is Annotated else (annotation, None)
 
 
 def declare(
@@ -143,7 +140,8 @@ def declare(
     if "key" in needs:
         slots = {**slots, "seed": Slot(per="tree", fill="seed", dtype=jnp.uint32, exact=True)}
         keywords += (inspect.Parameter("seed", inspect.Parameter.KEYWORD_ONLY, default=0, annotation=int),)
-    scalars = {p.name: within for p in keywords for is_scalar, within in [_range_of(p.annotation)] if is_scalar}
+    ranges = {p.name: range_of(p.annotation) for p in keywords}
+    scalars = {name: within for name, (kind, within) in ranges.items() if kind == Scalar}
     return Rule(function, lift, slots, tuple(needs), once, frozenset(flags), members, scalars, keywords)
 
 

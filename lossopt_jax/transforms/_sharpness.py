@@ -111,7 +111,8 @@ def sam(
     the last call led to; k calls on one batch make a step, and only after the k-th are the parameters to be evaluated.
     Opaque: every call is a whole step; the gradients of the climb are those of `value_fn`, with this call's batch.
 
-    In bfloat16 a climb is soon smaller than half a unit and lost: wrap it in `master_weights`.
+    In half precision a climb is soon smaller than half a unit, and lost. `master_weights` around the opaque form gives
+    float32 parameters to `value_fn`.
 
     Args:
       optimizer: what steps.

@@ -1,10 +1,10 @@
 """Rules that keep a gradient's sign and choose the size of the step themselves."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax.numpy as jnp
 
-from lossopt_jax._core import Scalar, complaint
+from lossopt_jax._core import FRACTION, POSITIVE, Scalar, complaint
 from lossopt_jax.transforms._lift import elementwise
 from lossopt_jax.transforms._registry import registry
 from lossopt_jax.transforms._rule import Slot
@@ -70,8 +70,8 @@ def scale_by_rprop(
     t,
     *,
     learning_rate: Scalar,
-    eta_minus: Scalar = 0.5,
-    eta_plus: Scalar = 1.2,
+    eta_minus: Annotated[Scalar, FRACTION] = 0.5,
+    eta_plus: Annotated[Scalar, POSITIVE] = 1.2,
     min_step_size: Scalar = 1e-6,
     max_step_size: Scalar = 50.0,
 ):

@@ -5,7 +5,7 @@ from typing import Annotated
 import jax
 import jax.numpy as jnp
 
-from lossopt_jax._core import NONNEGATIVE, POSITIVE, Scalar, random_bits
+from lossopt_jax._core import COUNT, NONNEGATIVE, POSITIVE, Scalar, random_bits
 from lossopt_jax.transforms._averages import debias
 from lossopt_jax.transforms._lift import treewise
 from lossopt_jax.transforms._registry import registry
@@ -32,7 +32,7 @@ def scale_by_sophia(
     eps: Annotated[Scalar, POSITIVE] = 1e-8,
     gamma: Annotated[Scalar, NONNEGATIVE] = 0.01,
     clip_threshold: Annotated[Scalar, POSITIVE] = 1.0,
-    update_interval: int = 10,
+    update_interval: Annotated[int, COUNT] = 10,
 ):
     """Divide the mean gradient by the diagonal of the Hessian, within bounds.
 

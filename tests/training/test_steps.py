@@ -200,6 +200,37 @@ def test_what_is_no_array_is_refused():
         program_of().init({"layer": {"activation": jax.nn.relu, "w": jnp.ones(3)}})
 
 
+def watched():
+    """Gradient descent that insists on agreement of the loss, its gradient and its value elsewhere."""
+
+    @lo.transforms.treewise(needs=("params", "value", "grad", "value_fn"))
+    def watch(g, slots, t, p, value, grad, value_fn):
+        right = jnp.isclose(value_fn(p), value) & (value_fn([x + 1.0 for x in p]) != value)
+        right &= jnp.all(jnp.stack([jnp.all(a == b) for a, b in zip(g, grad, strict=True)]))
+        return [jnp.where(right, -0.1, jnp.nan) * x for x in g], {}
+
+    return watch()
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    ["polyak_sgd", "momo(adapt_lower_bound=True)", "momo_adam", "hypergradient_adam(multiplicative=True)", watched],
+)
+def test_a_rule_gets_the_loss_and_a_bad_batch_does_not_spoil_it(line, optimizer):
+    x, y = line
+    program = program_of(optimizer if isinstance(optimizer, str) else optimizer())
+    state = program.init(weights(3, 1) | {"count": jnp.arange(3)})
+    before = program.evaluate(state, line)["loss"]
+    for _ in range(2):
+        state, logs = program.train_step(state, line)
+        assert not logs["skipped"]
+    kept, logs = program.train_step(state, (x, np.full_like(y, np.nan)), donate=False)
+    assert logs["skipped"]
+    assert same((kept.params, kept.opt_state), (state.params, state.opt_state))
+    state, _ = program.fit(kept, line, epochs=2, progress=False)
+    assert program.evaluate(state, line)["loss"] < before
+
+
 def test_bfloat16_parameters_train_through_master_weights(line):
     x, y = line
     params = jax.tree.map(lambda p: p.astype(jnp.bfloat16), weights(3, 1))
