@@ -154,10 +154,10 @@ TRANSFORMS = {
     ),
     "scale_by_lbfgs": Row(lambda x: lo.chain(T.scale_by_lbfgs(3), O.sgd(x)), "learning_rate", 0.1, 0.01),
     "scale_by_levenberg_marquardt": Row(
-        lambda x: T.scale_by_levenberg_marquardt(weights, initial_damping=x), "initial_damping", 0.1, 0.01
+        lambda x: T.scale_by_levenberg_marquardt(weights, initial_damping=x), "initial_damping", 9.0, 3.0
     ),
     "scale_by_zoom_linesearch": Row(
-        lambda x: lo.chain(O.sgd(1.0), T.scale_by_zoom_linesearch(20, x)), "max_learning_rate", 0.5, 0.25
+        lambda x: lo.chain(O.sgd(x), T.scale_by_zoom_linesearch(20)), "learning_rate", 0.1, 0.01
     ),
     # distances and bets
     "mechanize": Row(lambda x: T.mechanize(O.sgd(1.0), s_init=x), "s_init", 0.1, 0.01),
@@ -229,8 +229,13 @@ OPTIMIZERS = {
     "sm3": Row(O.sm3, "learning_rate", 0.1, 0.01),
     "yogi": Row(O.yogi, "learning_rate", 0.1, 0.01, restless=True),
     # quasi-Newton
-    "lbfgs": Row(O.lbfgs, "learning_rate", 0.1, 0.01),
-    "levenberg_marquardt": Row(partial(O.levenberg_marquardt, weights, "cg"), "initial_damping", 0.1, 0.01),
+    "lbfgs": Row(
+        lambda x: O.lbfgs(0.1, linesearch=T.scale_by_backtracking_linesearch(20, max_learning_rate=x)),
+        "max_learning_rate",
+        0.5,
+        0.25,
+    ),
+    "levenberg_marquardt": Row(partial(O.levenberg_marquardt, weights, "cg"), "initial_damping", 9.0, 3.0),
     # distances and bets
     "cocob": Row(lambda x: O.cocob(alpha=x), "alpha", 10.0, 100.0),
     "dadapt_adamw": Row(partial(O.dadapt_adamw, estim_lr0=0.1), "learning_rate", 0.1, 0.01),

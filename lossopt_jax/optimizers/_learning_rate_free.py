@@ -1,4 +1,9 @@
-"""Optimizers that find their rate themselves. `learning_rate` multiplies it: leave it at 1, or give a schedule of 1."""
+"""Optimizers that find their rate themselves.
+
+`learning_rate` multiplies what they find: leave it at 1, or give a schedule that is 1 at its highest. Those that
+measure how far the parameters have come (dog, prodigy) begin with steps of a millionth, which half precision rounds
+away: train bfloat16 parameters inside `master_weights`.
+"""
 
 from typing import Any, Literal
 

@@ -98,6 +98,7 @@ def mechanize(
         w ← w₀ − Σs (Δ − base(g))
 
     Inner product, norms and sum over whatever is trained. Give the base a rate of 1, times a schedule if wanted.
+    The first steps are s₀ times the base's, which half precision rounds away: use `master_weights` there.
 
     Args:
       base_optimizer: what steps; not one that normalises its updates by the parameters, such as lamb.

@@ -13,7 +13,7 @@ from lossopt_jax.transforms._rule import Slot
 @registry.register()
 @leafwise(needs=("params",), radius=Slot("leaf", nonnegative=True, exact=True))
 def hyperball(g, slots, t, p, *, learning_rate: Scalar):
-    """Turn an array towards an update and keep its norm, in place of weight decay.
+    """Turn an array and keep its norm, in place of weight decay.
 
         R = ‖w‖ at t = 1
         q = w − η R g/‖g‖

@@ -89,10 +89,10 @@ def _add_cautious_weight_decay(g, slots, t, p, *, weight_decay: Scalar = 0.0):
 
 @registry.register()
 def add_cautious_weight_decay(weight_decay: Any = 0.0, mask: Any = None) -> GradientTransformation:
-    """Decay only the weights that the update makes smaller anyway: u = g + λ w [g w ≥ 0], per element.
+    """Decay where the update does not enlarge a weight: u = g + λ w [g w ≥ 0].
 
-    In place of `add_decayed_weights`, behind the rule and before its rate: g is what will be subtracted. The minimum
-    of the loss stays where it is, while decay everywhere moves it.
+    Per element, in place of `add_decayed_weights`, behind the rule and before its rate: g is what will be subtracted.
+    The minimum of the loss stays where it is, while decay everywhere moves it.
 
     Args:
       weight_decay: λ ≥ 0, a number, an array or a schedule.
@@ -107,9 +107,10 @@ def add_cautious_weight_decay(weight_decay: Any = 0.0, mask: Any = None) -> Grad
 
 @registry.register()
 def maximize(optimizer: Any) -> GradientTransformation:
-    """Climb instead of descend: the optimizer gets −g, as with torch's maximize=True.
+    """Climb instead of descend: the optimizer gets −g.
 
-    The loss is the caller's to negate where an optimizer asks for `value=`, `grad=` or `value_fn=`.
+    As torch's maximize=True. The loss is the caller's to negate where an optimizer asks for `value=`, `grad=` or
+    `value_fn=`.
 
     Args:
       optimizer: a transform that descends.

@@ -102,7 +102,7 @@ def sam(
     opaque_mode: bool = False,
     batch_axis_name: str | None = None,
 ) -> GradientTransformation:
-    """Sharpness-aware minimisation: step with the gradient of a worse point nearby.
+    """SAM: step with the gradient of a point nearby where the loss is worse.
 
         k−1 times:  w ← w − adv(∇L(w))      uphill
         w ← w₀ + opt(∇L(w); w₀)             from w₀, where the climb began

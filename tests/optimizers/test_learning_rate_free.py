@@ -275,6 +275,23 @@ def test_the_estimate_does_not_depend_on_the_parameters_precision(name):
         assert float(lo.get_slot(state, "estim_lr")) == np.float32(1e-6)
 
 
+@pytest.mark.parametrize("make", [O.dog, O.prodigy, lambda: T.mechanize(O.adam(1.0))])
+def test_half_precision_needs_master_weights(make):
+    """The first steps are a millionth: bfloat16 rounds them away, and then there is no distance to learn from."""
+
+    def loss_after(tx, dtype):
+        params = jnp.array([3.0, -2.0], dtype)
+        update = jax.jit(tx.update)
+        state = tx.init(params)
+        for _ in range(200):
+            updates, state = update(params - 1, state, params)
+            params = lo.apply_updates(params, updates)
+        return float(jnp.sum((params.astype(jnp.float32) - 1.0) ** 2) / 2)
+
+    assert loss_after(make(), jnp.bfloat16) == 6.5
+    assert loss_after(lo.master_weights(make()), jnp.bfloat16) < 1.2 * loss_after(make(), jnp.float32) + 0.01 < 6.5
+
+
 def test_gradients_whose_squares_overflow():
     for tx in (O.dog(), O.dowg(), T.scale_by_distance_over_gradients(global_scale=-1.0), O.cocob()):
         points, state = run(tx, [np.full(3, 1e25)] * 4)
