@@ -72,10 +72,14 @@ class OfOneExample(lo.GradientTransformation):
         return self.inner._run(jax.tree.map(lambda g: g[None], updates), state, params, extra)
 
 
+def whole(tx):
+    """A transform of whole gradients: with a batch of one for whoever wants a gradient per example."""
+    return OfOneExample(tx) if "per_example" in tx._flags else tx
+
+
 def advance(tx, grads, state, params):
-    """`tx.update` as a generic trainer calls it, with a batch of one for whoever wants a gradient per example."""
-    tx = OfOneExample(tx) if "per_example" in tx._flags else tx
-    return tx.update(grads, state, params, **extras(params, grads))
+    """`tx.update` as a generic trainer calls it."""
+    return whole(tx).update(grads, state, params, **extras(params, grads))
 
 
 def lifts(tx):
@@ -157,7 +161,7 @@ TRANSFORMS = {
         lambda x: T.scale_by_levenberg_marquardt(weights, initial_damping=x), "initial_damping", 9.0, 3.0
     ),
     "scale_by_zoom_linesearch": Row(
-        lambda x: lo.chain(O.sgd(x), T.scale_by_zoom_linesearch(20)), "learning_rate", 0.1, 0.01
+        lambda x: lo.chain(O.sgd(x), T.scale_by_zoom_linesearch(20, approx_dec_rtol=9.0)), "learning_rate", 0.1, 0.01
     ),
     # distances and bets
     "mechanize": Row(lambda x: T.mechanize(O.sgd(1.0), s_init=x), "s_init", 0.1, 0.01),
@@ -185,12 +189,15 @@ TRANSFORMS = {
     "sam": Row(lambda x: T.sam(O.adam(x), lo.chain(T.normalize(), T.scale(-0.05))), "learning_rate", 0.1, 0.01),
     "scale_by_sophia": Row(partial(T.scale_by_sophia, update_interval=2), "b1", 0.9, 0.5),
     # averages of points
-    "gpa": Row(lambda x: T.gpa(O.adam(x)), "learning_rate", 0.1, 0.01),
+    "gpa": Row(lambda x: lo.chain(O.adam(x), T.gpa()), "learning_rate", 0.1, 0.01),
     "lookahead": Row(lambda x: T.lookahead(O.adam(x), 2, 0.5), "learning_rate", 0.1, 0.01),
     "scale_by_optimistic_learning_rate": Row(
         lambda x: T.scale_by_optimistic_learning_rate(x, 0.05), "learning_rate", 0.1, 0.01, unbounded=True
     ),
-    "schedule_free": Row(lambda x: T.schedule_free(O.sgd(x), warmup_steps=2), "learning_rate", 0.1, 0.01),
+    "scale_by_schedule_free": Row(
+        partial(T.scale_by_schedule_free, warmup_steps=2), "learning_rate", 0.1, 0.01, unbounded=True
+    ),
+    "schedule_free": Row(lambda x: T.schedule_free(O.sgd(x), x), "learning_rate", 0.1, 0.01, unbounded=True),
 }
 OPTIMIZERS = {
     "acprop": Row(O.acprop, "learning_rate", 0.1, 0.01, unbounded=True),
@@ -235,7 +242,7 @@ OPTIMIZERS = {
         0.5,
         0.25,
     ),
-    "levenberg_marquardt": Row(partial(O.levenberg_marquardt, weights, "cg"), "initial_damping", 9.0, 3.0),
+    "levenberg_marquardt": Row(partial(O.levenberg_marquardt, weights, "cholesky"), "initial_damping", 9.0, 3.0),
     # distances and bets
     "cocob": Row(lambda x: O.cocob(alpha=x), "alpha", 10.0, 100.0),
     "dadapt_adamw": Row(partial(O.dadapt_adamw, estim_lr0=0.1), "learning_rate", 0.1, 0.01),

@@ -11,7 +11,7 @@ from lossopt_jax.transforms import (
     scale_by_adam,
     scale_by_learning_rate,
     scale_by_rms,
-    schedule_free,
+    scale_by_schedule_free,
 )
 
 
@@ -25,7 +25,7 @@ def schedule_free_sgd(
 ) -> GradientTransformation:
     """Gradient descent that needs no falling rate.
 
-    schedule_free of (add_decayed_weights with weight_decay → scale_by_learning_rate)
+    add_decayed_weights (with weight_decay) → scale_by_schedule_free
 
     Evaluate, save and export at `lo.transforms.schedule_free_eval_params(state, params)`.
     By name: learning_rate 1.0.  Memory: 1 × parameters.
@@ -33,18 +33,17 @@ def schedule_free_sgd(
     Args:
       learning_rate: η ≥ 0, a number, an array or a schedule; large, since steps are averaged.
       warmup_steps: n ≥ 0; the rate is η min(1, t/n). None for no warmup.
-      b1: β in (0, 1], how near the average the gradients are taken.
+      b1: β in [0, 1), how near the average the gradients are taken.
       weight_decay: λ ≥ 0, multiplied by the rate, at the point of the gradient; None for none.
       weight_lr_power: p ≥ 0; a point counts as the largest rate so far to the power of p.
 
-    Differs from: optax in warmup_steps, see `schedule_free`.
+    Differs from: optax with warmup_steps, whose first step has a rate of 0 and a weight all the same; here as the
+      reference package.
     Source: Defazio et al. 2024, arXiv:2405.15682.
     """
-    rate = scale_by_learning_rate(learning_rate)
-    base = chain(rate) if weight_decay is None else chain(add_decayed_weights(weight_decay), rate)
-    return chain(
-        schedule_free(base, None, b1, weight_lr_power, warmup_steps=0 if warmup_steps is None else warmup_steps)
-    )
+    warmup = 0 if warmup_steps is None else warmup_steps
+    averaging = scale_by_schedule_free(learning_rate, b1, weight_lr_power, warmup_steps=warmup)
+    return chain(averaging) if weight_decay is None else chain(add_decayed_weights(weight_decay), averaging)
 
 
 @registry.register(by_name={"learning_rate": 0.0025})
@@ -59,7 +58,7 @@ def schedule_free_adamw(
 ) -> GradientTransformation:
     """AdamW that needs no falling rate: an average of points in place of the momentum.
 
-    schedule_free of (scale_by_rms → add_decayed_weights → scale_by_learning_rate)
+    scale_by_rms → add_decayed_weights → scale_by_schedule_free
 
     Evaluate, save and export at `lo.transforms.schedule_free_eval_params(state, params)`.
     Use when: the length of the run is not known.  Start with warmup_steps of a few per cent of it.
@@ -68,22 +67,20 @@ def schedule_free_adamw(
     Args:
       learning_rate: η ≥ 0, a number, an array or a schedule.
       warmup_steps: n ≥ 0; the rate is η min(1, t/n). None for no warmup.
-      b1: β in (0, 1], how near the average the gradients are taken.
+      b1: β in [0, 1), how near the average the gradients are taken.
       b2: β₂ in [0, 1), decay of the mean square; in the state as "decay".
       eps: ε ≥ 0, outside the root.
       weight_decay: λ ≥ 0, multiplied by the rate, at the point of the gradient.
       weight_lr_power: p ≥ 0; a point counts as the largest rate so far to the power of p.
 
-    Differs from: optax and Keras in warmup_steps, see `schedule_free`.
+    Differs from: optax and Keras with warmup_steps, see `schedule_free_sgd`.
     Source: Defazio et al. 2024, arXiv:2405.15682.
     """
-    base = chain(
+    warmup = 0 if warmup_steps is None else warmup_steps
+    return chain(
         scale_by_rms(b2, eps, eps_in_sqrt=False, bias_correction=True),
         add_decayed_weights(weight_decay),
-        scale_by_learning_rate(learning_rate),
-    )
-    return chain(
-        schedule_free(base, None, b1, weight_lr_power, warmup_steps=0 if warmup_steps is None else warmup_steps)
+        scale_by_schedule_free(learning_rate, b1, weight_lr_power, warmup_steps=warmup),
     )
 
 
@@ -102,7 +99,7 @@ def gpa_adamw(
 ) -> GradientTransformation:
     """AdamW with generalised primal averaging: gradients between a moving average of points and the newest one.
 
-    gpa of (scale_by_adam → add_decayed_weights → scale_by_learning_rate)
+    scale_by_adam → add_decayed_weights → scale_by_learning_rate → gpa
 
     Evaluate, save and export at `lo.transforms.gpa_eval_params(state, params)`.
     By name: learning_rate 0.001.  Memory: 3 × parameters.
@@ -115,16 +112,16 @@ def gpa_adamw(
       eps_root: ε₀ ≥ 0, inside the root.
       weight_decay: λ ≥ 0, multiplied by learning_rate, at the point of the gradient.
       mask: where to decay, as in `adamw`.
-      mu_y: μᵧ in (0, 1], how near the average the gradients are taken.
+      mu_y: μᵧ in [0, 1], how near the average the gradients are taken.
       mu_x: μₓ in [0, 1), decay of the average; 0.9934, 0.9967 and 0.9984 are like 16, 32 and 64 local steps of DiLoCo.
 
     Differs from: its authors' code, which shrinks z beside the step, so that a decay reaches the parameters through
       the average alone.
     Source: Defazio et al. 2025, arXiv:2512.17131.
     """
-    base = chain(
+    return chain(
         scale_by_adam(b1, b2, eps, eps_root),
         add_decayed_weights(weight_decay, mask),
         scale_by_learning_rate(learning_rate),
+        gpa(mu_y, mu_x),
     )
-    return chain(gpa(base, mu_y, mu_x))

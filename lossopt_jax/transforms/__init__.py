@@ -74,6 +74,7 @@ from lossopt_jax.transforms._primal_averages import (
     gpa,
     gpa_eval_params,
     lookahead,
+    scale_by_schedule_free,
     schedule_free,
     schedule_free_eval_params,
 )

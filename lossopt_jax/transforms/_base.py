@@ -60,7 +60,7 @@ class WrapperState(NamedTuple):
 
 
 class PartitionState(NamedTuple):
-    """State of `partition`: one state per label, each with None where the label does not apply."""
+    """One state per label: of `partition`, each with None where the label does not apply, or of a wrapper's members."""
 
     groups: dict[str, Any]
 

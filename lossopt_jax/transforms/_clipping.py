@@ -33,9 +33,15 @@ def _norm_at_once(*parts: jax.Array) -> jax.Array:
     """√ Σ x² from three sums in one pass: of squares, and of lowered and of raised ones for where those are no use."""
     dtype = parts[0].dtype
     least, most, shift = _range(dtype)
-    # as constants XLA would square them by themselves, which overflows: (cx)² → c²x²
+    # XLA would square constants by themselves, which overflows: (cx)² → c²x². The bound, whose square is infinite,
+    # changes no sum but keeps the two together where x is a constant too.
     down, up = jax.lax.optimization_barrier((jnp.asarray(2.0**-shift, dtype), jnp.asarray(2.0**shift, dtype)))
-    of_each = [sums(jnp.square(x), jnp.square(down * x), jnp.square(up * x)) for x in parts]
+    bound = 2.0 ** (jnp.finfo(dtype).maxexp * 3 // 4)
+
+    def squared(x: jax.Array) -> jax.Array:
+        return jnp.square(jnp.clip(x, -bound, bound))
+
+    of_each = [sums(jnp.square(x), squared(down * x), squared(up * x)) for x in parts]
     total, lowered, raised = (functools.reduce(jnp.add, terms) for terms in zip(*of_each, strict=True))
     small, large = total < least, ~(total < most)
     root = jnp.sqrt(jnp.where(small, raised, jnp.where(large, lowered, total)))

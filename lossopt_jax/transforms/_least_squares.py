@@ -157,7 +157,7 @@ def _scale_by_levenberg_marquardt(
     shrunk = mu * jnp.maximum(1 / 3, 1 - (2 * gain - 1) ** 3)
     damping = jnp.where(accepted, shrunk, jnp.where(level, mu, mu * slots.growth))
     growth = jnp.where(accepted, 2, jnp.where(level, slots.growth, 2 * slots.growth))
-    return [jnp.where(accepted, x, 0) for x in step], {
+    return [jnp.where(accepted, x, jnp.zeros_like(old)) for x, old in zip(step, g, strict=True)], {
         "damping": jnp.where(jnp.isfinite(mu), jnp.minimum(damping, info.max), 0),
         "growth": jnp.minimum(growth, info.max),
     }

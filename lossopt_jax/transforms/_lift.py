@@ -47,6 +47,7 @@ from lossopt_jax._core import (
 from lossopt_jax.transforms._base import (
     GradientTransformation,
     Hyperparameter,
+    PartitionState,
     RuleState,
     WrapperState,
     as_member,
@@ -241,12 +242,17 @@ def _of_trained(value_fn: Callable[[Any], Any], params: Any, active: list[int]) 
     return value_of
 
 
+def _imaginary(x: jax.Array) -> jax.Array:
+    """The second of two real parts; of a complex leaf's seed, another seed."""
+    return jnp.imag(x) if is_complex(x) else ~x
+
+
 def _treewise(run: Callable[..., Any], gradients: list[Any], slots: dict[str, Any], *rest: Any) -> Any:
     """A treewise rule sees a complex leaf as two real ones, so that its inner products are real."""
     split = [is_complex(g) for g in gradients]
 
     def cut(leaves: list[Any]) -> list[Any]:
-        parts = [(jnp.real, jnp.imag) if two else (jnp.asarray,) for two in split]
+        parts = [(jnp.real, _imaginary) if two else (jnp.asarray,) for two in split]
         return [jax.tree.map(part, x) for x, of in zip(leaves, parts, strict=True) for part in of]
 
     def join(leaves: list[Any]) -> list[Any]:
@@ -310,7 +316,7 @@ class WrapperTransformation(_Lifted):
 
     def _init(self, params: Any) -> WrapperState:
         states = {name: member._init(params) for name, member in zip(self.rule.members, self.members, strict=True)}
-        inner = states if len(states) > 1 else states[self.rule.members[0]]
+        inner = PartitionState(states) if len(states) > 1 else states[self.rule.members[0]]
         return WrapperState(inner, *self._memory(params))
 
     def _run(self, updates: Any, state: WrapperState, params: Any, extra: dict[str, Any]) -> tuple[Any, WrapperState]:
@@ -321,7 +327,7 @@ class WrapperTransformation(_Lifted):
         needs = [self._need(need, updates, state, params, extra) for need in self.rule.needs]
         several = len(self.members) > 1
         runs = {
-            name: Member(member, state.inner[name] if several else state.inner, params, extra)
+            name: Member(member, state.inner.groups[name] if several else state.inner, params, extra)
             for name, member in zip(self.rule.members, self.members, strict=True)
         }
         run = SimpleNamespace(**runs) if several else runs[self.rule.members[0]]
@@ -329,6 +335,7 @@ class WrapperTransformation(_Lifted):
         updates, inner, changed = self.rule.function(
             run, updates, SimpleNamespace(**slots), t, *needs, **scalars, **dict(self._statics)
         )
+        inner = PartitionState(inner) if several else inner
         return updates, WrapperState(inner, step, slots | changed, hyperparams)
 
 

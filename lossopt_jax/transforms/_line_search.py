@@ -11,7 +11,6 @@ from lossopt_jax._core import (
     COUNT,
     NONNEGATIVE,
     POSITIVE,
-    UNIT,
     Range,
     Scalar,
     as_default_float,
@@ -30,8 +29,9 @@ from lossopt_jax.transforms._quasi_newton import add_scaled, inner
 from lossopt_jax.transforms._registry import registry
 from lossopt_jax.transforms._rule import Axes, Slot
 
-_GROWTH = Range("be ≥ 1", lambda x: x >= 1)
-_Function = Callable[[list[jax.Array]], jax.Array]
+_SHORTER = Range("be in (0, 1)", lambda x: 0 < x < 1)
+_LONGER = Range("be ≥ 1", lambda x: x >= 1)
+_UNLIMITED = 2.0**127  # a state has finite leaves
 
 
 def _choose(condition: jax.Array, yes: Any, no: Any) -> Any:
@@ -94,15 +94,15 @@ def _scale_by_backtracking_linesearch(
     *,
     max_backtracking_steps: int,
     slope_rtol: Annotated[Scalar, NONNEGATIVE] = 1e-4,
-    decrease_factor: Annotated[Scalar, UNIT] = 0.8,
-    increase_factor: Annotated[Scalar, _GROWTH] = 1.5,
+    decrease_factor: Annotated[Scalar, _SHORTER] = 0.8,
+    increase_factor: Annotated[Scalar, _LONGER] = 1.5,
     max_learning_rate: Annotated[Scalar, POSITIVE] = 1.0,
     atol: Annotated[Scalar, NONNEGATIVE] = 0.0,
     rtol: Annotated[Scalar, NONNEGATIVE] = 0.0,
     store_grad: bool = False,
 ):
     """Shorten an update until the loss falls as its slope promises."""
-    dtype, slope = t.dtype, inner(u, grad, t.dtype)
+    dtype, slope, tiny = t.dtype, inner(u, grad, t.dtype), jnp.finfo(t.dtype).tiny
     most = value + rtol * jnp.abs(value)
 
     def loss(x: list[jax.Array]) -> jax.Array:
@@ -133,7 +133,7 @@ def _scale_by_backtracking_linesearch(
     step = jnp.where(moves, end.step, 0)
     after = {
         "learning_rate": step,
-        "guess": jnp.where(moves | _promising(value, slope), end.step, slots.guess),
+        "guess": jnp.where(moves | _promising(value, slope), jnp.maximum(end.step, tiny), slots.guess),
         "value": jnp.where(moves, end.value, value),
     }
     return _scaled(u, step), after | ({"grad": _choose(moves, end.grad, grad)} if store_grad else {})
@@ -162,7 +162,7 @@ def scale_by_backtracking_linesearch(
     Args:
       max_backtracking_steps: how often η may be shortened, ≥ 1; one loss more than that is computed at most.
       slope_rtol: c ≥ 0.
-      decrease_factor: a in [0, 1].
+      decrease_factor: a in (0, 1).
       increase_factor: b ≥ 1; ∞ to begin at η_max every time.
       max_learning_rate: η_max > 0.
       atol: ε ≥ 0.
@@ -268,9 +268,9 @@ def _scale_by_zoom_linesearch(
     value_fn,
     *,
     max_linesearch_steps: int,
-    max_learning_rate: Annotated[Scalar, POSITIVE] = math.inf,
+    max_learning_rate: Annotated[Scalar, POSITIVE] = _UNLIMITED,
     tol: Annotated[Scalar, NONNEGATIVE] = 0.0,
-    increase_factor: Annotated[Scalar, _GROWTH] = 2.0,
+    increase_factor: Annotated[Scalar, _LONGER] = 2.0,
     slope_rtol: Annotated[Scalar, NONNEGATIVE] = 1e-4,
     curv_rtol: Annotated[Scalar, Range("be ≥ 0", lambda x: x >= 0)] = 0.9,
     approx_dec_rtol: Scalar = 1e-6,
@@ -336,7 +336,8 @@ def _scale_by_zoom_linesearch(
     end = jax.lax.while_loop(go_on, advance, begin)
     as_it_is = jnp.isfinite(end.trial.value) & (end.safe.step == 0) & (end.trial.value <= value)
     point, gradient = _choose(end.done | as_it_is, (end.trial, end.grad), (end.safe, end.safe_grad))
-    again = jnp.where(_promising(value, start.slope), end.trial.step, slots.guess)
+    shorter = jnp.maximum(end.trial.step, jnp.finfo(dtype).tiny)
+    again = jnp.where(_promising(value, start.slope), shorter, slots.guess)
     usual = point.step if initial_guess_strategy == "keep" else jnp.ones_like(point.step)
     return _scaled(u, point.step), {
         "learning_rate": point.step,
@@ -399,7 +400,7 @@ def scale_by_zoom_linesearch(
         raise ValueError(complaint(name, "initial_guess_strategy", must, repr(initial_guess_strategy)))
     return _scale_by_zoom_linesearch(
         max_linesearch_steps,
-        math.inf if max_learning_rate is None else max_learning_rate,
+        _UNLIMITED if max_learning_rate is None else max_learning_rate,
         tol,
         increase_factor,
         slope_rtol,

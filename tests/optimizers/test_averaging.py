@@ -43,8 +43,8 @@ def evaluated_gpa(params, state):
     return T.gpa_eval_params(state, params)
 
 
-def package(name, rate=RATE, at="y", **options):
-    """The reference package: the points y at which it trains, or x at which it evaluates."""
+def package(name, rate=RATE, mix=None, at="y", **options):
+    """The reference package: the points y at which it trains, or x at which it evaluates; `mix` is a schedule for β."""
     torch = pytest.importorskip("torch", reason="torch is the extra 'oracles'")
     schedulefree = pytest.importorskip("schedulefree", reason="schedulefree is in the extra 'oracles'")
     params = [torch.tensor(p, requires_grad=True) for p in jax.tree.leaves(tree(0))]
@@ -53,7 +53,10 @@ def package(name, rate=RATE, at="y", **options):
     for step, grads in enumerate(gradients()):
         for p, g in zip(params, jax.tree.leaves(grads), strict=True):
             p.grad = torch.tensor(g)
-        optimizer.param_groups[0]["lr"] = float(rate(step)) if callable(rate) else rate
+        group = optimizer.param_groups[0]
+        group["lr"] = float(rate(step)) if callable(rate) else rate
+        if mix is not None:
+            group["betas"] = (mix(step), group["betas"][1])
         optimizer.step()
         points.append(np.concatenate([optimizer.state[p][at].detach().numpy().ravel() for p in params]))
     return np.stack(points)
@@ -88,19 +91,24 @@ def of_optax(name, *args):
     ]
 
 
-def bases(rate):
-    """The base of the package's AdamW."""
-    rms = T.scale_by_rms(0.8, 0.02, eps_in_sqrt=False, bias_correction=True)
-    return lo.chain(rms, T.add_decayed_weights(0.3), T.scale_by_learning_rate(rate))
+def slower(step):
+    """A mix that changes."""
+    return 0.9 - 0.04 * step
 
 
-def wrapped(rate, *, explicit):
-    """Everything that the transform takes, with the base's rate or with one of its own."""
-    given = rate if explicit else None
-    return T.schedule_free(bases(rate), given, 0.6, 1.3, weight_power=1.7, warmup_steps=6)
+def averaged(rate, mix):
+    """Everything that the rule takes."""
+    base = (T.scale_by_rms(0.8, 0.02, eps_in_sqrt=False, bias_correction=True), T.add_decayed_weights(0.3))
+    return lo.chain(*base, T.scale_by_schedule_free(rate, mix, 1.3, 1.7, 6))
 
 
-WRAPPED = {"betas": (0.6, 0.8), "eps": 0.02, "weight_decay": 0.3, "r": 1.7, "weight_lr_power": 1.3, "warmup_steps": 6}
+def around(rate):
+    """The same around an optimizer that has its rate, without a warmup."""
+    base = T.scale_by_rms(0.8, 0.02, eps_in_sqrt=False, bias_correction=True)
+    return T.schedule_free(lo.chain(base, T.add_decayed_weights(0.3), T.scale_by_learning_rate(rate)), rate, 0.6, 1.3)
+
+
+OPTIONS = {"betas": (0.6, 0.8), "eps": 0.02, "weight_decay": 0.3, "weight_lr_power": 1.3}
 
 
 def primal_averages(step, mu_y, mu_x, show="y"):
@@ -222,14 +230,27 @@ CASES = {
         *of_optax("schedule_free_adamw", RATE),
         *of_optax("schedule_free_adamw", RATE, None, 0.6, 0.8, 0.02, 0.3, 1.3),
     ],
+    "scale_by_schedule_free": [
+        case
+        for rate in (RATE, falling, rising)
+        for mix in (0.6, slower)
+        for case in of_package(
+            partial(averaged, rate, mix),
+            ADAMW,
+            rate=rate,
+            mix=mix if callable(mix) else None,
+            r=1.7,
+            warmup_steps=6,
+            **OPTIONS,
+        )
+    ],
     "schedule_free": [
         case
-        for explicit in (False, True)
         for rate in (RATE, falling, rising)
-        for case in of_package(partial(wrapped, rate, explicit=explicit), ADAMW, rate=rate, **WRAPPED)
+        for case in of_package(partial(around, rate), ADAMW, rate=rate, **OPTIONS)
     ],
     "gpa_adamw": [*gpa_cases(RATE, 0.7, 0.9967), *gpa_cases(falling, 0.4, 0.8)],
-    "gpa": [*gpa_cases(RATE, lambda step: 0.9 - 0.04 * step, 0.8)],
+    "gpa": [*gpa_cases(RATE, slower, 0.8)],
     "lookahead": [
         *lookahead_cases("adam", RATE, 3, 0.4),
         *lookahead_cases("adam", RATE, 4, 0.7, True),
@@ -276,26 +297,18 @@ def test_a_base_of_another_library_says_its_rate(x64):
     )
 
 
-@pytest.mark.parametrize(
-    "base",
-    [
-        lambda: optax.sgd(RATE),
-        lambda: T.scale(-0.1),
-        lambda: lo.partition({"a": O.sgd(0.1), "b": O.sgd(0.2)}, {"w": "a", "deep": "b"}),
-    ],
-    ids=["foreign", "none", "two"],
-)
-def test_a_base_without_one_rate_is_refused(base):
-    params = jax.tree.map(jnp.float32, tree(0))
-    tx = T.schedule_free(base())
-    with pytest.raises(ValueError, match=r"base_optimizer must hold one learning_rate, .*; pass learning_rate"):
-        tx.update(params, tx.init(params), params)
+def test_both_rates_of_a_base_are_set_by_one_name(x64):
+    tx = T.schedule_free(O.sgd(0.3), 0.3)
+    params = jax.tree.map(jnp.asarray, tree(0))
+    state = lo.set_hyperparams(tx.init(params), learning_rate=RATE)
+    rates = {key: float(value) for key, value in lo.get_hyperparams(state).items() if "learning_rate" in key}
+    assert rates == {"scale_by_learning_rate/learning_rate": RATE, "scale_by_schedule_free/learning_rate": RATE}
 
 
 def test_a_rate_of_zero_weighs_nothing():
     """No 0/0 at the start of somebody's own warmup, and those steps do not count afterwards."""
     rates = np.array([0.0, 0.0, 0.1, 0.1])
-    tx = T.schedule_free(O.sgd(lambda step: jnp.asarray(rates)[step]))
+    tx = O.schedule_free_sgd(lambda step: jnp.asarray(rates)[step])
     params, state = jnp.float32(1.0), tx.init(jnp.float32(1.0))
     counts = []
     for _ in rates:
@@ -317,11 +330,10 @@ def test_optax_warms_up_steps_and_weights_apart(x64):
 @pytest.mark.parametrize(
     ("build", "name"),
     [
-        (lambda: O.schedule_free_sgd(0.1, b1=0.0), "b1"),
-        (lambda: O.schedule_free_sgd(0.1, b1=1.5), "b1"),
+        (lambda: O.schedule_free_sgd(0.1, b1=1.0), "b1"),
         (lambda: O.schedule_free_adamw(0.1, -1), "warmup_steps"),
-        (lambda: T.schedule_free(O.sgd(0.1), weight_power=-1.0), "weight_power"),
-        (lambda: O.gpa_adamw(0.1, mu_y=0.0), "mu_y"),
+        (lambda: T.scale_by_schedule_free(0.1, weight_power=-1.0), "weight_power"),
+        (lambda: O.gpa_adamw(0.1, mu_y=1.5), "mu_y"),
         (lambda: O.gpa_adamw(0.1, mu_x=1.0), "mu_x"),
         (lambda: T.lookahead(O.sgd(0.1), 0, 0.5), "sync_period"),
         (lambda: T.lookahead(O.sgd(0.1), 2.5, 0.5), "sync_period"),
@@ -381,7 +393,7 @@ def test_evaluation_keeps_dtypes_and_what_is_not_trained():
 def test_evaluation_without_an_average_is_refused():
     with pytest.raises(ValueError, match=r"schedule_free_eval_params: state must hold one schedule_free .*got none"):
         T.schedule_free_eval_params(O.sgd(0.1).init(PARAMS), PARAMS)
-    two = T.gpa(O.gpa_adamw(0.1)).init(PARAMS)
+    two = lo.chain(O.gpa_adamw(0.1), T.gpa()).init(PARAMS)
     with pytest.raises(ValueError, match=r"gpa_eval_params: state must hold one gpa for a parameter, got 2"):
         T.gpa_eval_params(two, PARAMS)
 
@@ -393,9 +405,19 @@ def test_a_changed_mix_moves_no_average():
     state = lo.set_hyperparams(state, b1=0.3)
     np.testing.assert_array_equal(T.schedule_free_eval_params(state, params)["w"], before["w"])
     updates, last = O.schedule_free_sgd(0.1).update(jax.tree.map(jnp.zeros_like, params), state, params)
-    z = lo.get_slot(last, "z")["w"]
+    z = params["w"] + 0.9 * lo.get_slot(state, "ahead")["w"]
     x = before["w"] + (z - before["w"]) / lo.get_slot(last, "points")
     np.testing.assert_allclose(params["w"] + updates["w"], 0.3 * x + 0.7 * z, rtol=1e-5)
+
+
+@pytest.mark.parametrize("b1", [0.0, 1e-3])
+def test_a_mix_of_nothing_is_the_base_and_its_average(x64, b1):
+    """β = 0, where dividing by it would lose x: y = z, and x their mean."""
+    points = path_of(O.schedule_free_sgd(RATE, b1=b1))
+    means = path_of(O.schedule_free_sgd(RATE, b1=b1), read=evaluated)
+    descent = path_of(O.sgd(RATE))
+    np.testing.assert_allclose(points, descent, rtol=0, atol=20 * b1 + 1e-12)
+    agree(means, np.cumsum(descent, axis=0) / np.arange(1, len(descent) + 1)[:, None])
 
 
 # ------------------------------------------------------------------------------------------------- float32, for long
@@ -408,7 +430,8 @@ def drift(tx, evaluate, fast, average):
     def step(carry, t):
         params, state = carry
         updates, state = tx.update(jnp.cos(t.astype(jnp.float32) * (1 + jnp.arange(8.0))), state, params)
-        return (lo.apply_updates(params, updates), state), fast(state)
+        params = lo.apply_updates(params, updates)
+        return (params, state), fast(params, state)
 
     (params, state), z = jax.lax.scan(step, (start, tx.init(start)), jnp.arange(20_000))
     x = average(np.asarray(start, np.float64), np.asarray(z, np.float64))
@@ -428,12 +451,15 @@ def moving(start, z):
 
 def test_float32_keeps_the_average_over_long_runs():
     """Rounding the parameters is all that x suffers from; optax, which forms x in every step, is 3969 ulps off."""
-    fast = partial(lo.get_slot, name="z")
-    assert drift(O.schedule_free_sgd(0.5), T.schedule_free_eval_params, fast, mean) < 128
-    assert drift(O.gpa_adamw(1e-3), T.gpa_eval_params, fast, moving) < 128
+
+    def fast(beta):
+        return lambda params, state: params + jnp.float32(beta) * lo.get_slot(state, "ahead")
+
+    assert drift(O.schedule_free_sgd(0.5), T.schedule_free_eval_params, fast(0.9), mean) < 128
+    assert drift(O.gpa_adamw(1e-3), T.gpa_eval_params, fast(0.7), moving) < 32
     with jax.numpy_dtype_promotion("standard"):
         peer = optax.contrib.schedule_free_sgd(0.5)
-        assert drift(peer, optax.contrib.schedule_free_eval_params, lambda state: state.z, mean) > 1000
+        assert drift(peer, optax.contrib.schedule_free_eval_params, lambda params, state: state.z, mean) > 1000
 
 
 def test_weights_do_not_drift_in_float32():
@@ -487,8 +513,20 @@ def test_inside_optax_s_chain(x64, make):
     agree(path_of(lo.chain(T.scale(1.0), make(RATE))), plain)
 
 
-@pytest.mark.parametrize("make", [O.schedule_free_sgd, O.gpa_adamw, lambda rate: T.lookahead(O.sgd(rate), 2, 0.5)])
-def test_the_parameters_are_needed(make):
-    tx = make(RATE)
-    with pytest.raises(TypeError, match="params must be given to update"):
+def test_lookahead_needs_the_parameters():
+    tx = T.lookahead(O.sgd(0.1), 2, 0.5)
+    with pytest.raises(TypeError, match="lookahead: params must be given to update"):
         tx.update(PARAMS, tx.init(PARAMS))
+
+
+def test_schedule_free_training_is_one_leaf_program():
+    """Elementwise from end to end, so that it may be cut into blocks and compressed; and it is the same."""
+    tx = O.schedule_free_adamw(0.1, 2)
+    step = lo.compile_update(tx)
+    (params, state), (plain, plain_state) = (jax.tree.map(jnp.array, (PARAMS, tx.init(PARAMS))) for _ in range(2))
+    for _ in range(3):
+        params, state = step(params, state, PARAMS)
+        updates, plain_state = tx.update(PARAMS, plain_state, plain)
+        plain = lo.apply_updates(plain, updates)
+    for a, b in zip(jax.tree.leaves((params, state)), jax.tree.leaves((plain, plain_state)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)

@@ -224,6 +224,13 @@ def test_global_norm(tree, expected):  # O7
     np.testing.assert_allclose(global_norm(tree), expected, rtol=3e-7)
 
 
+@pytest.mark.parametrize("value", [0.0, 1e-30, 1.2e-38, 1.0, 1e20, 1e38, np.inf, np.nan])
+def test_global_norm_of_a_constant_of_the_program(value):
+    """XLA folds and regroups what it knows: nothing may overflow on the way."""
+    norm = jax.jit(lambda: global_norm(jnp.full(4, value, jnp.float32)))()
+    np.testing.assert_allclose(norm, 2 * np.float32(value), rtol=3e-7)
+
+
 def test_global_norm_in_float64(x64):
     for scale in (1.0, 1e200, 1e-200, 1e-300):
         np.testing.assert_allclose(global_norm([np.full(3, scale), np.float32(0)]), scale * 3**0.5, rtol=1e-15)
