@@ -18,6 +18,7 @@ from lossopt_jax._core import (
 )
 from lossopt_jax.transforms._lift import elementwise, leafwise, treewise
 from lossopt_jax.transforms._registry import registry
+from lossopt_jax.transforms._vectors import scaled
 
 
 def _range(dtype: Any) -> tuple[float, float, int]:
@@ -149,4 +150,4 @@ def clip_by_global_norm(g, slots, t, *, max_norm: Scalar, per_group: bool = Fals
     norm = global_norm(g).astype(max_norm.dtype)
     shrink = jnp.isfinite(norm) & (norm > max_norm)
     factor = jnp.where(shrink, max_norm / jnp.where(shrink, norm, jnp.ones_like(norm)), jnp.ones_like(norm))
-    return [x * factor.astype(x.dtype) for x in g], {}
+    return scaled(factor, g), {}

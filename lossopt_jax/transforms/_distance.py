@@ -13,9 +13,9 @@ from lossopt_jax.transforms._averages import bias_correction as corrected
 from lossopt_jax.transforms._base import GradientTransformation
 from lossopt_jax.transforms._clipping import global_norm
 from lossopt_jax.transforms._lift import leafwise, treewise
-from lossopt_jax.transforms._quasi_newton import inner
 from lossopt_jax.transforms._registry import registry
 from lossopt_jax.transforms._rule import Slot
+from lossopt_jax.transforms._vectors import absolute_sum, averaged, combined, difference, inner, scaled
 
 
 def ratio(part: jax.Array, whole: jax.Array) -> jax.Array:
@@ -23,28 +23,9 @@ def ratio(part: jax.Array, whole: jax.Array) -> jax.Array:
     return jnp.where(whole > 0, part / jnp.where(whole > 0, whole, 1), 0)
 
 
-def _minus(left: list[jax.Array], right: list[jax.Array]) -> list[jax.Array]:
-    return [x - y for x, y in zip(left, right, strict=True)]
-
-
-def _times(factor: jax.Array, right: list[jax.Array]) -> list[jax.Array]:
-    return [factor.astype(x.dtype) * x for x in right]
-
-
-def _mixed(a: jax.Array, left: list[jax.Array], b: jax.Array, right: list[jax.Array]) -> list[jax.Array]:
-    """a x + b y, leaf by leaf."""
-    return [x + y for x, y in zip(_times(a, left), _times(b, right), strict=True)]
-
-
 def _normalized(left: list[jax.Array], squares: list[jax.Array], eps: jax.Array) -> list[jax.Array]:
     """x / (√v + ε), leaf by leaf."""
     return [ratio(x, sqrt(v) + eps.astype(v.dtype)) for x, v in zip(left, squares, strict=True)]
-
-
-def _absolute_sum(leaves: list[jax.Array], dtype: Any) -> jax.Array:
-    """‖x‖₁ over a list of arrays, summed in one dtype."""
-    terms = [jnp.sum(jnp.abs(x)).astype(dtype) for x in leaves]
-    return functools.reduce(jnp.add, terms, jnp.zeros((), dtype))
 
 
 def _farthest(before: jax.Array, now: jax.Array, t: jax.Array, start: Callable[[], jax.Array]) -> jax.Array:
@@ -109,13 +90,13 @@ def _scale_by_dog(g, slots, t, p, *, start: _Start, init_step: Annotated[Scalar,
         "distance": lambda: init_step,
         "learning_rate": lambda: jnp.zeros_like(init_step),
     }
-    distance = global_norm(_minus(p, slots.x0)).astype(t.dtype)
+    distance = global_norm(difference(p, slots.x0)).astype(t.dtype)
     farthest = _farthest(slots.max_dist, distance, t, starts[start])
     grad_norm = jnp.hypot(slots.grad_norm, global_norm(g).astype(t.dtype))
     factor = ratio(farthest, jnp.hypot(grad_norm, sqrt(eps)))
     if start == "learning_rate":
         factor = jnp.where(farthest > 0, factor, init_step)
-    return _times(factor, g), {"max_dist": farthest, "grad_norm": grad_norm}
+    return scaled(factor, g), {"max_dist": farthest, "grad_norm": grad_norm}
 
 
 @registry.register()
@@ -159,11 +140,11 @@ def scale_by_dog(init_step: tuple[_Start, Any] = ("heuristic", 1e-6), eps: Any =
 )
 def _scale_by_dowg(g, slots, t, p, *, init_estim_sq_dist: Annotated[Scalar, POSITIVE], eps: Scalar):
     """Distance over weighted gradients, given the first distance."""
-    distance = global_norm(_minus(p, slots.x0)).astype(t.dtype)
+    distance = global_norm(difference(p, slots.x0)).astype(t.dtype)
     farthest = _farthest(slots.max_dist, distance, t, lambda: sqrt(init_estim_sq_dist))
     grad_norm = jnp.hypot(slots.grad_norm, farthest * global_norm(g).astype(t.dtype))
     factor = farthest * ratio(farthest, grad_norm + eps)
-    return _times(factor, g), {"max_dist": farthest, "grad_norm": grad_norm}
+    return scaled(factor, g), {"max_dist": farthest, "grad_norm": grad_norm}
 
 
 @registry.register()
@@ -221,17 +202,17 @@ def _scale_by_prodigy(
         step = step * sqrt(corrected(b2, t)) / corrected(b1, t)
     scale = d / estim_lr0
 
-    numerator = b3 * slots.numerator + scale * step * inner(g, _minus(slots.x0, p), t.dtype)
-    grad_sum = _mixed(b3, slots.grad_sum, scale * (d if safeguard_warmup else step), g)
-    scaled = _times(d, g)
-    mu = _mixed(b1, slots.mu, 1 - b1, scaled)
-    nu = _mixed(b2, slots.nu, 1 - b2, [x * x for x in scaled])
+    numerator = b3 * slots.numerator + scale * step * inner(g, difference(slots.x0, p), t.dtype)
+    grad_sum = combined(b3, slots.grad_sum, scale * (d if safeguard_warmup else step), g)
+    estimated = scaled(d, g)
+    mu = averaged(b1, slots.mu, estimated)
+    nu = averaged(b2, slots.nu, [x * x for x in estimated])
 
     # while the sum is 0 (no gradient yet, or a warm-up from 0) there is nothing to estimate
-    estim_lr = jnp.maximum(d, estim_lr_coef * ratio(numerator, _absolute_sum(grad_sum, t.dtype)))
+    estim_lr = jnp.maximum(d, estim_lr_coef * ratio(numerator, absolute_sum(grad_sum, t.dtype)))
     direction = _normalized(mu, nu, estim_lr * eps)
     changed = {"mu": mu, "nu": nu, "grad_sum": grad_sum, "estim_lr": estim_lr, "numerator": numerator}
-    return _mixed(-step, direction, -step * weight_decay, p), changed
+    return combined(-step, direction, -step * weight_decay, p), changed
 
 
 def _root(decay: Any, *step: Any) -> Any:
@@ -342,10 +323,10 @@ def scale_by_dadapt_adamw(
     beta = sqrt(b2)
     agreement = inner(g, _normalized(slots.grad_sum, slots.nu, eps), t.dtype)
     numerator = beta * slots.numerator + (1 - beta) * step * agreement
-    grad_sum = _mixed(beta, slots.grad_sum, (1 - beta) * step, g)
-    mu = _mixed(b1, slots.mu, (1 - b1) * step, g)
-    nu = _mixed(b2, slots.nu, 1 - b2, [x * x for x in g])
+    grad_sum = combined(beta, slots.grad_sum, (1 - beta) * step, g)
+    mu = combined(b1, slots.mu, (1 - b1) * step, g)
+    nu = averaged(b2, slots.nu, [x * x for x in g])
     # while the sum is 0 (no gradient yet, or a warm-up from 0) there is nothing to estimate
-    estim_lr = jnp.maximum(d, ratio(numerator, (1 - beta) * _absolute_sum(grad_sum, t.dtype)))
+    estim_lr = jnp.maximum(d, ratio(numerator, (1 - beta) * absolute_sum(grad_sum, t.dtype)))
     changed = {"mu": mu, "nu": nu, "grad_sum": grad_sum, "estim_lr": estim_lr, "numerator": numerator}
-    return _mixed(-jnp.ones_like(step), _normalized(mu, nu, eps), -step * weight_decay, p), changed
+    return combined(-jnp.ones_like(step), _normalized(mu, nu, eps), -step * weight_decay, p), changed

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from lossopt_jax._core import NONNEGATIVE, Scalar, is_complex, map_arrays
 from lossopt_jax.transforms._clipping import global_norm
 from lossopt_jax.transforms._lift import wrapper
-from lossopt_jax.transforms._quasi_newton import inner
 from lossopt_jax.transforms._registry import registry
 from lossopt_jax.transforms._rule import Slot
+from lossopt_jax.transforms._vectors import inner
 
 
 def _parts(tree: Any) -> list[jax.Array]:

@@ -11,6 +11,7 @@ from lossopt_jax.transforms._clipping import global_norm, root_mean_square
 from lossopt_jax.transforms._lift import leafwise, treewise
 from lossopt_jax.transforms._registry import registry
 from lossopt_jax.transforms._rule import Slot
+from lossopt_jax.transforms._vectors import scaled
 
 
 def trust_ratio(p: jax.Array, g: jax.Array, min_norm: Any, coefficient: Any, eps: Any) -> jax.Array:
@@ -139,4 +140,4 @@ def normalize_by_update_norm(g, slots, t, *, scale_factor: Scalar = 1.0, eps: Sc
     """
     norm = global_norm(g)
     factor = jnp.where(norm > 0, scale_factor.astype(norm.dtype) / jnp.where(norm > 0, norm + eps, 1), 0)
-    return [x * factor.astype(x.dtype) for x in g], {}
+    return scaled(factor, g), {}

@@ -25,9 +25,9 @@ from lossopt_jax._core import (
 from lossopt_jax.transforms._base import GradientTransformation
 from lossopt_jax.transforms._hyperparams import get_slot
 from lossopt_jax.transforms._lift import treewise
-from lossopt_jax.transforms._quasi_newton import add_scaled, inner
 from lossopt_jax.transforms._registry import registry
 from lossopt_jax.transforms._rule import Axes, Slot
+from lossopt_jax.transforms._vectors import add_scaled, inner
 
 _SHORTER = Range("be in (0, 1)", lambda x: 0 < x < 1)
 _LONGER = Range("be ≥ 1", lambda x: x >= 1)

@@ -9,9 +9,9 @@ from jax.numpy import sqrt
 from lossopt_jax._core import FRACTION, Scalar, complaint
 from lossopt_jax.transforms._averages import bias_correction
 from lossopt_jax.transforms._lift import treewise
-from lossopt_jax.transforms._quasi_newton import inner
 from lossopt_jax.transforms._registry import registry
 from lossopt_jax.transforms._rule import Slot
+from lossopt_jax.transforms._vectors import averaged, combined, inner, scaled
 
 
 def _steepness(gap: jax.Array, square: jax.Array, eps: jax.Array | float = 0.0) -> jax.Array:
@@ -57,12 +57,7 @@ def scale_by_polyak(
     gap = value - f_min if variant == "sps" else jnp.maximum(value - f_min, 0)
     # a loss below f* has no shortest step: keep it finite
     step = jnp.clip(_steepness(gap, inner(g, g, gap.dtype), eps), jnp.finfo(gap.dtype).min, max_learning_rate)
-    return [x * step.astype(x.dtype) for x in g], {}
-
-
-def _averaged(old: list[jax.Array], new: list[jax.Array], decay: jax.Array) -> list[jax.Array]:
-    """β x + (1−β) y, leaf by leaf."""
-    return [decay.astype(x.dtype) * x + (1 - decay).astype(x.dtype) * y for x, y in zip(old, new, strict=True)]
+    return scaled(step, g), {}
 
 
 def _model_step(
@@ -108,8 +103,7 @@ def _model_step(
 
 def _proximal(p: list[jax.Array], direction: list[jax.Array], step: jax.Array, decay: jax.Array) -> list[jax.Array]:
     """(w − τ d)/(1+δ) − w."""
-    ahead, fall = step / (1 + decay), decay / (1 + decay)
-    return [-ahead.astype(w.dtype) * d - fall.astype(w.dtype) * w for d, w in zip(direction, p, strict=True)]
+    return combined(-step / (1 + decay), direction, -decay / (1 + decay), p)
 
 
 @registry.register()
@@ -159,7 +153,7 @@ def scale_by_momo(
     Source: Schaipp et al. 2024, arXiv:2305.07583.
     """
     beta = jnp.where(t > 1, beta, 0)
-    mu = _averaged(slots.mu, g, beta)
+    mu = averaged(beta, slots.mu, g)
     step, model = _model_step(
         slots,
         t,
@@ -231,7 +225,7 @@ def scale_by_momo_adam(
     Source: Schaipp et al. 2024, arXiv:2305.07583.
     """
     rho, rho2 = bias_correction(b1, t), bias_correction(b2, t)
-    mu, nu = _averaged(slots.mu, g, b1), _averaged(slots.nu, [x * x for x in g], b2)
+    mu, nu = averaged(b1, slots.mu, g), averaged(b2, slots.nu, [x * x for x in g])
     scales = [sqrt(v / rho2.astype(v.dtype)) + eps.astype(v.dtype) for v in nu]
     direction = [m / jnp.where(d > 0, d, 1) for m, d in zip(mu, scales, strict=True)]
     step, model = _model_step(

@@ -1,6 +1,5 @@
 """Rules that estimate curvature from pairs of steps and changes of the gradient."""
 
-import functools
 from typing import Any
 
 import jax
@@ -10,17 +9,7 @@ from lossopt_jax.transforms._clipping import global_norm
 from lossopt_jax.transforms._lift import treewise
 from lossopt_jax.transforms._registry import registry
 from lossopt_jax.transforms._rule import Axes, Extent, Slot
-
-
-def inner(left: list[jax.Array], right: list[jax.Array], dtype: Any) -> jax.Array:
-    """⟨x, y⟩ over two lists of real arrays, summed in one dtype."""
-    terms = [jnp.sum(x * y).astype(dtype) for x, y in zip(left, right, strict=True)]
-    return functools.reduce(jnp.add, terms, jnp.zeros((), dtype))
-
-
-def add_scaled(left: list[jax.Array], factor: jax.Array, right: list[jax.Array]) -> list[jax.Array]:
-    """x + a y, leaf by leaf."""
-    return [x + factor.astype(x.dtype) * y for x, y in zip(left, right, strict=True)]
+from lossopt_jax.transforms._vectors import add_scaled, difference, inner, scaled
 
 
 def _ring(shape: tuple[int, ...], arguments: dict[str, Any]) -> Axes:
@@ -61,8 +50,7 @@ def scale_by_lbfgs(g, slots, t, p, *, memory_size: int = 10, scale_init_precond:
     Source: Liu & Nocedal 1989, doi:10.1007/BF01589116; Nocedal & Wright 2006, algorithm 7.4.
     """
     dtype = t.dtype
-    s = [new - old for new, old in zip(p, slots.last_params, strict=True)]
-    y = [new - old for new, old in zip(g, slots.last_grad, strict=True)]
+    s, y = difference(p, slots.last_params), difference(g, slots.last_grad)
     curvature, s_norm, y_norm = inner(s, y, dtype), global_norm(s).astype(dtype), global_norm(y).astype(dtype)
     keep = (t > 1) & (curvature > jnp.finfo(dtype).eps * s_norm * y_norm) & jnp.isfinite(curvature)
     root, y_norm = (jnp.where(keep, x, jnp.ones_like(x)) for x in (jnp.sqrt(jnp.abs(curvature)), y_norm))
@@ -91,7 +79,7 @@ def scale_by_lbfgs(g, slots, t, p, *, memory_size: int = 10, scale_init_precond:
     if scale_init_precond:
         norm = global_norm(g).astype(dtype)
         gamma = jnp.where(pairs > 0, scale, 1 / jnp.maximum(norm, 1))
-        u = [gamma.astype(x.dtype) * x for x in u]
+        u = scaled(gamma, u)
     u, _ = jax.lax.scan(up, u, (oldest_first, alphas))
     return u, {
         "last_params": p,

@@ -10,6 +10,7 @@ from lossopt_jax.transforms._averages import debias
 from lossopt_jax.transforms._lift import treewise
 from lossopt_jax.transforms._registry import registry
 from lossopt_jax.transforms._rule import Slot
+from lossopt_jax.transforms._vectors import averaged
 
 
 def _random_signs(seed: jax.Array, like: jax.Array) -> jax.Array:
@@ -66,10 +67,6 @@ def scale_by_sophia(
     if not g:
         return [], {}
 
-    def averaged(old: jax.Array, new: jax.Array, decay: jax.Array) -> jax.Array:
-        beta = decay.astype(new.dtype)
-        return beta * old + (1 - beta) * new
-
     def bounded(m: jax.Array, h: jax.Array) -> jax.Array:
         decay, time, floor, share, bound = (s.astype(m.dtype) for s in (b1, t, eps, gamma, clip_threshold))
         return jnp.clip(debias(m, decay, time) / jnp.maximum(share * h, floor), -bound, bound)
@@ -77,8 +74,8 @@ def scale_by_sophia(
     def estimated() -> list[jax.Array]:
         signs = [_random_signs(seed, x) for seed, x in zip(seeds, p, strict=True)]
         _, along = jax.jvp(jax.grad(value_fn), (p,), (signs,))
-        return [averaged(h, z * hz, b2) for h, z, hz in zip(slots.nu, signs, along, strict=True)]
+        return averaged(b2, slots.nu, [z * hz for z, hz in zip(signs, along, strict=True)])
 
-    mu = [averaged(m, x, b1) for m, x in zip(slots.mu, g, strict=True)]
+    mu = averaged(b1, slots.mu, g)
     nu = jax.lax.cond((t - 1) % update_interval == 0, estimated, lambda: slots.nu)
     return [bounded(m, h) for m, h in zip(mu, slots.nu, strict=True)], {"mu": mu, "nu": nu}

@@ -405,7 +405,7 @@ def test_a_changed_mix_moves_no_average():
     state = lo.set_hyperparams(state, b1=0.3)
     np.testing.assert_array_equal(T.schedule_free_eval_params(state, params)["w"], before["w"])
     updates, last = O.schedule_free_sgd(0.1).update(jax.tree.map(jnp.zeros_like, params), state, params)
-    z = params["w"] + 0.9 * lo.get_slot(state, "ahead")["w"]
+    z = params["w"] + 0.9 * lo.get_slot(state, "kept") * lo.get_slot(state, "ahead")["w"]
     x = before["w"] + (z - before["w"]) / lo.get_slot(last, "points")
     np.testing.assert_allclose(params["w"] + updates["w"], 0.3 * x + 0.7 * z, rtol=1e-5)
 
@@ -453,7 +453,9 @@ def test_float32_keeps_the_average_over_long_runs():
     """Rounding the parameters is all that x suffers from; optax, which forms x in every step, is 3969 ulps off."""
 
     def fast(beta):
-        return lambda params, state: params + jnp.float32(beta) * lo.get_slot(state, "ahead")
+        return lambda params, state: (
+            params + jnp.float32(beta) * lo.get_slot(state, "kept") * lo.get_slot(state, "ahead")
+        )
 
     assert drift(O.schedule_free_sgd(0.5), T.schedule_free_eval_params, fast(0.9), mean) < 128
     assert drift(O.gpa_adamw(1e-3), T.gpa_eval_params, fast(0.7), moving) < 32

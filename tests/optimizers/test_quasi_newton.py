@@ -52,6 +52,7 @@ def valley(params):
 
 ONES = {"a": np.array([1.0, -1.0]), "b": np.array([[1.0, 1.0]])}
 CREST = {"x": np.array([1.3, 1.3])}
+CLASSIC = {"x": np.array([-1.2, 1.0])}
 HARD = {"x": np.array([-1.2, 1.0]), "y": np.array([-0.5, 2.0])}
 
 
@@ -139,7 +140,7 @@ def conjugate_gradients(a, b, count, tol):
     return x
 
 
-def nielsen_in_numpy(residuals, jacobian, w, tau=1e-3, scaled=False, cg=None, count=STEPS):
+def nielsen_in_numpy(residuals, jacobian, w, tau, scaled, cg, count):
     """Algorithm 3.16 of Madsen, Nielsen & Tingleff, without its stopping tests."""
     mu, nu, points = None, 2.0, []
     for _ in range(count):
@@ -188,13 +189,15 @@ def decay_in_numpy(w):
     return w[0] * np.exp(-w[1] * X) + w[2] - Y
 
 
+# residuals and a start, both in NumPy with the Jacobian, and steps until the gain drowns in rounding
 PROBLEMS = {
-    "rosenbrock": (rosenbrock_residuals, HARD, rosenbrock_in_numpy, rosenbrock_jacobian),
-    "decay": (decay_residuals, DECAY, decay_in_numpy, decay_jacobian),
+    "rosenbrock": (rosenbrock_residuals, CLASSIC, rosenbrock_in_numpy, rosenbrock_jacobian, STEPS),
+    "local": (rosenbrock_residuals, HARD, rosenbrock_in_numpy, rosenbrock_jacobian, 10),
+    "decay": (decay_residuals, DECAY, decay_in_numpy, decay_jacobian, 6),
 }
 
 
-def fit(tx, residuals, start, count=STEPS, read=lambda params, state: params, **extra):
+def fit(tx, residuals, start, count=STEPS, *, read=lambda params, state: params, **extra):
     """Where the parameters are after every step of a transform that has its residuals."""
 
     @jax.jit
@@ -211,15 +214,17 @@ def fit(tx, residuals, start, count=STEPS, read=lambda params, state: params, **
 
 
 def least_squares(make, problem, tau=1e-3, scaled=False, cg=None, bound=True, **arguments):
-    residuals, start, in_numpy, jacobian = PROBLEMS[problem]
+    residuals, start, in_numpy, jacobian, count = PROBLEMS[problem]
     arguments |= {"initial_damping": tau, "scale_invariant": scaled}
+    if cg is not None:
+        arguments |= {"solver": "cg", "max_cg_steps": cg[0], "cg_tol": cg[1]}
     extra = {} if bound else {"value_fn": residuals}
     return Case(
         "NumPy",
         lambda: make(residuals if bound else None, **arguments),
-        lambda: nielsen_in_numpy(in_numpy, jacobian, flat(start), tau, scaled, cg),
-        lambda tx: fit(tx, residuals, start, **extra),
-        atol=1e-10,  # the normal equations of the transcription lose digits
+        lambda: nielsen_in_numpy(in_numpy, jacobian, flat(start), tau, scaled, cg, count),
+        lambda tx: fit(tx, residuals, start, count, **extra),
+        atol=1e-11,  # the normal equations of the transcription lose digits
     )
 
 
@@ -291,19 +296,8 @@ CASES = {
         least_squares(T.scale_by_levenberg_marquardt, "rosenbrock", tau=1e-6, solver="cholesky"),
         least_squares(T.scale_by_levenberg_marquardt, "decay", tau=0.1, solver="qr"),
         least_squares(T.scale_by_levenberg_marquardt, "decay", tau=0.1, scaled=True, bound=False),
-        least_squares(
-            T.scale_by_levenberg_marquardt, "decay", 0.1, False, (2, 0.0), max_cg_steps=2, solver="cg", cg_tol=0
-        ),
-        least_squares(
-            T.scale_by_levenberg_marquardt,
-            "decay",
-            0.1,
-            False,
-            (9, first_cg_ratio() * CLOSE),
-            solver="cg",
-            cg_tol=first_cg_ratio() * CLOSE,
-            bound=False,
-        ),
+        least_squares(T.scale_by_levenberg_marquardt, "local", 0.1, cg=(2, 0.0)),
+        least_squares(T.scale_by_levenberg_marquardt, "decay", 0.1, cg=(9, first_cg_ratio() * CLOSE), bound=False),
     ],
     "levenberg_marquardt": [
         least_squares(O.levenberg_marquardt, "rosenbrock", 1e-3),
@@ -322,7 +316,7 @@ def test_reference(x64, case):
 
 
 def test_lbfgs_finds_the_minimum_of_rosenbrock(x64):
-    path = descend(O.lbfgs(), rosenbrock, {"x": np.full(10, -1.0)}, count=70)
+    path = descend(O.lbfgs(), rosenbrock, {"x": np.full(10, -1.0)}, count=100)
     np.testing.assert_allclose(path[-1], 1.0, atol=1e-8)
 
 
@@ -349,13 +343,8 @@ def test_lbfgs_fits_a_logistic_regression_as_scipy_does(x64, linesearch):
     def of_vector(v):
         return loss({"bias": v[0], "weights": v[1:]})
 
-    best = minimize(
-        jax.jit(jax.value_and_grad(of_vector)),
-        np.zeros(31),
-        jac=True,
-        method="L-BFGS-B",
-        options={"gtol": 1e-10, "ftol": 0},
-    )
+    both, exact = jax.jit(jax.value_and_grad(of_vector)), {"gtol": 1e-10, "ftol": 0}
+    best = minimize(both, np.zeros(31), jac=True, method="L-BFGS-B", options=exact)
     path = descend(O.lbfgs(linesearch=linesearch), loss, start, 60)
     values = jax.vmap(of_vector)(jnp.asarray(path))
     assert best.fun - 1e-12 <= values[-1] <= best.fun * (1 + 1e-9)
@@ -366,7 +355,7 @@ def test_lbfgs_fits_in_float32_too():
     loss, start = logistic_regression()
     start = jax.tree.map(lambda w: w.astype(np.float32), start)
     path = descend(O.lbfgs(), loss, start, 60)
-    assert float(loss({"bias": path[-1][0], "weights": path[-1][1:]})) < 0.06653  # SciPy: 0.066527
+    assert float(loss({"bias": path[-1][0], "weights": path[-1][1:]})) < 0.068083  # SciPy: 0.06808282
 
 
 @pytest.mark.parametrize("solver", ["qr", "cholesky", "cg"])
@@ -374,10 +363,10 @@ def test_lbfgs_fits_in_float32_too():
 def test_least_squares_end_where_scipy_does(x64, problem, solver):
     from scipy import optimize
 
-    residuals, start, in_numpy, jacobian = PROBLEMS[problem]
+    residuals, start, in_numpy, jacobian, _ = PROBLEMS[problem]
     best = optimize.least_squares(in_numpy, flat(start), jacobian, method="lm", xtol=1e-15, ftol=1e-15, gtol=1e-15)
     end = fit(O.levenberg_marquardt(residuals, solver, cg_tol=1e-10), residuals, start, 60)[-1]
-    np.testing.assert_allclose(end, best.x, atol=1e-7)
+    np.testing.assert_allclose(end, best.x, atol=1e-8)
 
 
 def test_few_residuals_and_many_parameters(x64):
@@ -411,41 +400,41 @@ def test_lbfgs_points_uphill_in_spite_of_negative_curvature(x64):
         return slopes
 
     assert min(uphill(T.scale_by_lbfgs(3))) > 0
-    assert min(uphill(optax.scale_by_lbfgs(3))) < 0
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        assert min(uphill(optax.scale_by_lbfgs(3))) < 0
 
 
 # ------------------------------------------------------------------------------------------------------- line search
 
 SEARCHES = {"backtracking": partial(BACKTRACKING, store_grad=True), "zoom": ZOOM}
 searches = pytest.mark.parametrize("make", SEARCHES.values(), ids=SEARCHES)
-VALUE_AND_GRAD = {"value": rosenbrock(HARD), "grad": jax.grad(rosenbrock)(HARD), "value_fn": rosenbrock}
 
 
-def once(tx, value_fn, params, state=None, grad=None):
+def once(tx, value_fn, params, state=None):
+    value, grad = jax.value_and_grad(value_fn)(params)
     state = tx.init(params) if state is None else state
-    value, own = jax.value_and_grad(value_fn)(params)
-    return jax.jit(partial(tx.update, value_fn=value_fn))(
-        own, state, params, value=value, grad=own if grad is None else grad
-    )
+    return tx.update(grad, state, params, value=value, grad=grad, value_fn=value_fn)
 
 
-def random_functions():
-    """Smooth functions of five parameters, bounded below, of very different scales; none of them convex."""
-    for seed in range(12):
+def uneven(w, a, scale):
+    """Smooth, bounded below and not convex."""
+    return scale * jnp.sum(jnp.log1p((a @ w - 1) ** 2)) + jnp.sum(w**2)
+
+
+def searched(tx):
+    """One step on functions of very different scales: (function, start, update, state)."""
+    step = jax.jit(lambda w, a, scale: once(tx, partial(uneven, a=a, scale=scale), w))
+    for seed in range(20):
         rng = np.random.default_rng(seed)
         a, scale = rng.normal(size=(6, 5)) * 10.0 ** rng.integers(-1, 2), 10.0 ** rng.integers(-3, 4)
-        yield (
-            (lambda w, a=a, scale=scale: scale * jnp.sum(jnp.log1p((a @ w - 1) ** 2)) + jnp.sum(w**2)),
-            rng.normal(size=5),
-        )
+        w = jnp.asarray(rng.normal(size=5))
+        yield partial(uneven, a=a, scale=scale), w, *step(w, a, scale)
 
 
 def test_zoom_ends_at_the_strong_wolfe_conditions(x64):
     c1, c2 = 1e-3, 0.3
     tx = lo.chain(O.sgd(1.0), ZOOM(40, slope_rtol=c1, curv_rtol=c2, approx_dec_rtol=None, stepsize_precision=0.0))
-    for value_fn, w in random_functions():
-        w = jnp.asarray(w)
-        u, state = once(tx, value_fn, w)
+    for value_fn, w, u, state in searched(tx):
         eta, g = lo.get_slot(state, "learning_rate"), jax.grad(value_fn)(w)
         assert value_fn(w + u) <= value_fn(w) + c1 * jnp.vdot(u, g)
         assert abs(jnp.vdot(u, jax.grad(value_fn)(w + u))) <= c2 * abs(jnp.vdot(u, g))
@@ -456,9 +445,7 @@ def test_zoom_ends_at_the_strong_wolfe_conditions(x64):
 
 def test_backtracking_ends_at_the_first_step_that_falls_enough(x64):
     tx = lo.chain(O.sgd(1.0), BACKTRACKING(200, slope_rtol=0.1, decrease_factor=0.5))
-    for value_fn, w in random_functions():
-        w = jnp.asarray(w)
-        u, state = once(tx, value_fn, w)
+    for value_fn, w, u, state in searched(tx):
         eta, g = float(lo.get_slot(state, "learning_rate")), jax.grad(value_fn)(w)
 
         def falls(step, w=w, g=g, value_fn=value_fn):
@@ -511,13 +498,12 @@ def test_a_search_in_vain_goes_on_in_the_next_step(make):
     def steep(w):
         return jnp.sum(jnp.cosh(1e4 * w)) / 1e4
 
-    tx, w = lo.chain(O.sgd(1.0), make(4)), jnp.array([1e-3])
-    state, moved = tx.init(w), []
-    for _ in range(40):
-        updates, state = once(tx, steep, w, state)
-        moved.append(bool(np.any(updates)))
-    assert not moved[0]
-    assert any(moved)
+    tx = lo.chain(O.sgd(1.0), make(4))
+    rates = descend(
+        tx, steep, np.array([1e-3], np.float32), 40, read=lambda _, state: lo.get_slot(state, "learning_rate")
+    )
+    assert rates[0] == 0
+    assert np.any(rates > 0)
 
 
 @pytest.mark.parametrize(("make", "most"), [(BACKTRACKING, 8), (ZOOM, 7)], ids=["backtracking", "zoom"])
@@ -537,18 +523,19 @@ def test_no_more_trials_than_asked_for(make, most):
 
 @searches
 @pytest.mark.parametrize("missing", ["value", "grad", "value_fn"])
-def test_what_is_missing_is_named(make, missing):
+def test_what_is_missing_is_named(x64, make, missing):
     tx = lo.chain(O.sgd(1.0), make(5))
-    given = {name: value for name, value in VALUE_AND_GRAD.items() if name != missing}
+    every = {"value": 1.0, "grad": HARD, "value_fn": rosenbrock}
+    given = {name: value for name, value in every.items() if name != missing}
     with pytest.raises(TypeError, match=rf"linesearch: {missing} must be given to update"):
         tx.update(HARD, tx.init(HARD), HARD, **given)
     peers = optax.chain(optax.scale(1.0), tx)  # to which optax hands no extra arguments
     with pytest.raises(TypeError, match=r"through lo\.interop\.to_optax"):
-        peers.update(HARD, peers.init(HARD), HARD, **VALUE_AND_GRAD)
+        peers.update(HARD, peers.init(HARD), HARD, **every)
 
 
 @searches
-def test_a_loss_per_example_is_refused(make):
+def test_a_loss_per_example_is_refused(x64, make):
     tx = lo.chain(O.sgd(1.0), make(5))
     with pytest.raises(TypeError, match=r"linesearch: value_fn must return a scalar, got shape \(2,\)"):
         tx.update(CREST, tx.init(CREST), CREST, value=1.0, grad=CREST, value_fn=lambda p: p["x"])
@@ -622,7 +609,7 @@ def test_every_way_of_calling_is_the_same(x64, linesearch):
         np.testing.assert_allclose(flat(end), loop, rtol=1e-9, err_msg=name)
 
 
-# ---------------------------------------------------------------------------------------------- value_and_grad_from_state
+# ---------------------------------------------------------------------------------------- value_and_grad_from_state
 
 
 @searches
@@ -692,10 +679,10 @@ def test_backtracking_keeps_a_gradient_only_if_asked():
 
 def test_a_rejected_step_is_exactly_zero_and_the_damping_grows(x64):
     tx = O.levenberg_marquardt(rosenbrock_residuals, initial_damping=1e-6)
-    path = fit(tx, rosenbrock_residuals, HARD, 30)
-    steps = np.diff(np.concatenate([flat(HARD)[None], path]), axis=0)
-    damping = fit(tx, rosenbrock_residuals, HARD, 30, read=lambda params, state: lo.get_slot(state, "damping"))[:, 0]
-    growth = fit(tx, rosenbrock_residuals, HARD, 30, read=lambda params, state: lo.get_slot(state, "growth"))[:, 0]
+    run = partial(fit, tx, rosenbrock_residuals, CLASSIC, 20)
+    path = run()
+    steps = np.diff(np.concatenate([flat(CLASSIC)[None], path]), axis=0)
+    damping, growth = (run(read=lambda _, state, k=k: lo.get_slot(state, k))[:, 0] for k in ("damping", "growth"))
     rejected = ~steps.any(1)
     assert 0 < rejected.sum() < 10
     assert np.all(np.diff(damping)[rejected[1:]] > 0)
@@ -705,7 +692,6 @@ def test_a_rejected_step_is_exactly_zero_and_the_damping_grows(x64):
 
 
 def test_at_the_minimum_nothing_moves_and_all_is_finite():
-    tx = O.levenberg_marquardt(rosenbrock_residuals)
     for solver in ("qr", "cholesky", "cg"):
         tx = O.levenberg_marquardt(rosenbrock_residuals, solver)
         path = fit(tx, rosenbrock_residuals, {"x": np.ones(3, np.float32)}, 100)
