@@ -111,12 +111,12 @@ CASES = {
         ),
         Case(
             "NumPy",
-            lambda: O.adamh(falling, 0.8, 0.9, 0.02, 0.03, adam_learning_rate=jnp.float64(RATE)),
+            lambda: O.adamh(falling, 0.8, 0.9, 0.02, 0.03, adam_learning_rate=jnp.asarray(RATE)),
             lambda: numpy_path(transcribed_adamh(falling, constant(RATE)), per_leaf=True),
         ),
         Case(
             "NumPy",
-            lambda: O.adamh(jnp.float64(RATE), 0.8, 0.9, 0.02, 0.03, param_labels={"w": "adam", "deep": "hyperball"}),
+            lambda: O.adamh(jnp.asarray(RATE), 0.8, 0.9, 0.02, 0.03, param_labels={"w": "adam", "deep": "hyperball"}),
             lambda: numpy_path(transcribed_adamh(constant(RATE), constant(RATE), lambda w: w.ndim < 2), per_leaf=True),
         ),
     ],

@@ -365,8 +365,9 @@ def test_least_squares_end_where_scipy_does(x64, problem, solver):
 
     residuals, start, in_numpy, jacobian, _ = PROBLEMS[problem]
     best = optimize.least_squares(in_numpy, flat(start), jacobian, method="lm", xtol=1e-15, ftol=1e-15, gtol=1e-15)
-    end = fit(O.levenberg_marquardt(residuals, solver, cg_tol=1e-10), residuals, start, 60)[-1]
-    np.testing.assert_allclose(end, best.x, atol=1e-8)
+    end = fit(O.levenberg_marquardt(residuals, solver, cg_tol=1e-10), residuals, start, 120)[-1]
+    np.testing.assert_allclose(end, best.x, atol=1e-6)
+    np.testing.assert_allclose(jacobian(end).T @ in_numpy(end), 0, atol=1e-11)  # SciPy stops at 3e-8 in the local one
 
 
 def test_few_residuals_and_many_parameters(x64):
@@ -562,50 +563,39 @@ def test_out_of_range_is_refused(build, message):
         build()
 
 
-def everywhere(tx, value_fn, start, count):
-    """The end of one run in every way of calling a transform."""
-    start = jax.tree.map(jnp.array, start)
+def everywhere(tx, start, count):
+    """The end of one run on Rosenbrock's function in every way of calling a transform."""
 
-    def by(update, apply=lo.apply_updates):
-        def step(carry, _):
-            params, state = carry
-            value, grad = jax.value_and_grad(value_fn)(params)
-            updates, state = update(grad, state, params, value=value, grad=grad, value_fn=value_fn)
-            return (apply(params, updates), state), None
+    def step(carry, _, update=tx.update):
+        params, state = carry
+        value, grad = jax.value_and_grad(rosenbrock)(params)
+        updates, state = update(grad, state, params, value=value, grad=grad, value_fn=rosenbrock)
+        return (lo.apply_updates(params, updates), state), None
 
-        return step
+    def run(start):
+        return jax.lax.scan(step, (start, tx.init(start)), length=count)[0][0]
 
-    (scanned, _), _ = jax.lax.scan(by(tx.update), (start, tx.init(start)), length=count)
-    yield "scan", scanned
+    yield "scan", run(start)
+    yield "vmap", jax.tree.map(lambda p: p[1], jax.vmap(run)(jax.tree.map(lambda p: jnp.stack([0.5 * p, p]), start)))
 
     compiled, (params, state) = lo.compile_update(tx), jax.tree.map(jnp.array, (start, tx.init(start)))
     for _ in range(count):
-        value, grad = jax.value_and_grad(value_fn)(params)
-        params, state = compiled(params, state, grad, value=value, grad=jax.tree.map(jnp.copy, grad), value_fn=value_fn)
+        value, grad = jax.value_and_grad(rosenbrock)(params)
+        given = {"value": value, "grad": jax.tree.map(jnp.copy, grad), "value_fn": rosenbrock}
+        params, state = compiled(params, state, grad, **given)
     yield "compile_update", params
 
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        peers = optax.chain(optax.scale(0.5), lo.interop.to_optax(tx), optax.scale(1.0))
-        halved = lo.chain(T.scale(0.5), tx)
-        (foreign, _), _ = jax.lax.scan(by(peers.update), (start, peers.init(start)), length=count)
-        (own, _), _ = jax.lax.scan(by(halved.update), (start, halved.init(start)), length=count)
-    np.testing.assert_allclose(flat(foreign), flat(own), rtol=1e-10)
-
-    def run(start):
-        return jax.lax.scan(by(tx.update), (start, tx.init(start)), length=count)[0][0]
-
-    batch = jax.tree.map(lambda p: jnp.stack([p, 0.5 * p]), start)
-    both = jax.vmap(run)(batch)
-    yield "vmap", jax.tree.map(lambda p: p[0], both)
-    second = run(jax.tree.map(lambda p: 0.5 * p, start))
-    np.testing.assert_allclose(flat(jax.tree.map(lambda p: p[1], both)), flat(second), rtol=1e-8)
+        peers = optax.chain(optax.scale(1.0), lo.interop.to_optax(tx), optax.scale(1.0))
+        begin = (start, peers.init(start))
+        yield "optax", jax.lax.scan(partial(step, update=peers.update), begin, length=count)[0][0]
 
 
 @pytest.mark.parametrize("linesearch", [ZOOM(20), BACKTRACKING(20)], ids=["zoom", "backtracking"])
 def test_every_way_of_calling_is_the_same(x64, linesearch):
     tx = O.lbfgs(linesearch=linesearch)
     loop = descend(tx, rosenbrock, HARD, 5)[-1]
-    for name, end in everywhere(tx, rosenbrock, HARD, 5):
+    for name, end in everywhere(tx, jax.tree.map(jnp.asarray, HARD), 5):
         np.testing.assert_allclose(flat(end), loop, rtol=1e-9, err_msg=name)
 
 
