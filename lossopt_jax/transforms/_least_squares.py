@@ -152,7 +152,7 @@ def _scale_by_levenberg_marquardt(
     actual = jnp.sum((r - after) * (r + after))
 
     lost = 4 * info.eps * jnp.sum(jnp.square(r))  # in the rounding of ‖r‖²
-    unseen = (jnp.abs(actual) <= lost) & (jnp.abs(predicted) <= lost)
+    unseen = (jnp.abs(actual) <= lost) & (jnp.abs(predicted) <= lost) & jnp.isfinite(lost)
     gain = actual / jnp.where(predicted > 0, predicted, 1)
     gained = (gain > 0) & (predicted > 0)
     accepted = gained | unseen

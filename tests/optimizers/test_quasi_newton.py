@@ -289,7 +289,7 @@ CASES = {
         zoom(bowl, ONES, 20, slope_rtol=0.5 * CLOSE, approx_dec_rtol=None),
         zoom(bowl, ONES, 20, curv_rtol=0.8 * CLOSE, rate=0.2),
         zoom(bowl, ONES, 20, curv_rtol=0.5, tol=0.24 * CLOSE, rate=0.2),
-        zoom(quartic, ONES, 20, slope_rtol=0.2, curv_rtol=0.0, stepsize_precision=CLOSE, rate=1.9, count=1),
+        zoom(quartic, ONES, 20, curv_rtol=0.0, stepsize_precision=0.5 * CLOSE, rate=5.0, count=1),
         zoom(waves, CREST, 20, approx_dec_rtol=RISE * CLOSE, rate=(2 * np.pi - 0.05) / np.cos(1.3), count=2),
     ],
     "scale_by_levenberg_marquardt": [
@@ -348,7 +348,7 @@ def test_lbfgs_fits_a_logistic_regression_as_scipy_does(x64, linesearch):
     path = descend(O.lbfgs(linesearch=linesearch), loss, start, 60)
     values = jax.vmap(of_vector)(jnp.asarray(path))
     assert best.fun - 1e-12 <= values[-1] <= best.fun * (1 + 1e-9)
-    assert np.all(np.diff(values) <= 0)
+    assert np.all(np.diff(values) <= 1e-15)
 
 
 def test_lbfgs_fits_in_float32_too():
@@ -367,7 +367,7 @@ def test_least_squares_end_where_scipy_does(x64, problem, solver):
     best = optimize.least_squares(in_numpy, flat(start), jacobian, method="lm", xtol=1e-15, ftol=1e-15, gtol=1e-15)
     end = fit(O.levenberg_marquardt(residuals, solver, cg_tol=1e-10), residuals, start, 120)[-1]
     np.testing.assert_allclose(end, best.x, atol=1e-6)
-    np.testing.assert_allclose(jacobian(end).T @ in_numpy(end), 0, atol=1e-11)  # SciPy stops at 3e-8 in the local one
+    np.testing.assert_allclose(jacobian(end).T @ in_numpy(end), 0, atol=1e-9)  # SciPy stops at 3e-8 in the local one
 
 
 def test_few_residuals_and_many_parameters(x64):
@@ -575,8 +575,10 @@ def everywhere(tx, start, count):
     def run(start):
         return jax.lax.scan(step, (start, tx.init(start)), length=count)[0][0]
 
-    yield "scan", run(start)
-    yield "vmap", jax.tree.map(lambda p: p[1], jax.vmap(run)(jax.tree.map(lambda p: jnp.stack([0.5 * p, p]), start)))
+    yield (
+        "vmap of scan",
+        jax.tree.map(lambda p: p[1], jax.vmap(run)(jax.tree.map(lambda p: jnp.stack([0.5 * p, p]), start))),
+    )
 
     compiled, (params, state) = lo.compile_update(tx), jax.tree.map(jnp.array, (start, tx.init(start)))
     for _ in range(count):
@@ -588,7 +590,7 @@ def everywhere(tx, start, count):
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         peers = optax.chain(optax.scale(1.0), lo.interop.to_optax(tx), optax.scale(1.0))
         begin = (start, peers.init(start))
-        yield "optax", jax.lax.scan(partial(step, update=peers.update), begin, length=count)[0][0]
+        yield "scan of optax's chain", jax.lax.scan(partial(step, update=peers.update), begin, length=count)[0][0]
 
 
 @pytest.mark.parametrize("linesearch", [ZOOM(20), BACKTRACKING(20)], ids=["zoom", "backtracking"])
@@ -695,6 +697,8 @@ def test_residuals_that_break_are_rejected():
         x = params["x"]
         return jnp.where(x < 1, x - 2, jnp.nan)
 
+    huge = fit(O.levenberg_marquardt(lambda p: 1e25 * p["x"] ** 3), None, {"x": np.ones(2, np.float32)}, 5)
+    np.testing.assert_array_equal(huge, 1)  # whose squares leave float32: nothing can be judged
     path = fit(O.levenberg_marquardt(broken, initial_damping=1e-3), broken, {"x": np.zeros(2, np.float32)}, 30)
     assert np.isfinite(path).all()
     assert np.all((path[-1] > 0.5) & (path[-1] < 1))
