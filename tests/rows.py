@@ -1,7 +1,7 @@
 """One row per registered transform and optimizer: how the laws build it."""
 
 import dataclasses
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -77,9 +77,25 @@ def whole(tx):
     return OfOneExample(tx) if "per_example" in tx._flags else tx
 
 
+@lru_cache(maxsize=128)
+def _compiled(tx):
+    return jax.jit(lambda grads, state, params: tx.update(grads, state, params, **extras(params, grads)))
+
+
+def _branches(tx):
+    """Whether it holds a `cond` or a loop that JAX would compile anew in every eager call."""
+    rules = [tx.rule] if hasattr(tx, "rule") else []
+    own = any(rule.lift == "wrapper" or "value_fn" in rule.needs for rule in rules)
+    return own or any(map(_branches, tx._members()))
+
+
 def advance(tx, grads, state, params):
-    """`tx.update` as a generic trainer calls it."""
-    return whole(tx).update(grads, state, params, **extras(params, grads))
+    """`tx.update` as a generic trainer calls it; compiled where that saves a test's time."""
+    tx = whole(tx)
+    leaves = jax.tree.leaves((grads, params))
+    if _branches(tx) and all(isinstance(leaf, jax.Array) and leaf.dtype != jax.dtypes.float0 for leaf in leaves):
+        return _compiled(tx)(grads, state, params)
+    return tx.update(grads, state, params, **extras(params, grads))
 
 
 def lifts(tx):

@@ -136,6 +136,21 @@ def test_types_are_a_fixed_point(row, tree):
         with pytest.raises(TypeError, match=r"the parameter at 'w' must be real"):
             tx.init(params)
         return
+    start = jax.eval_shape(tx.init, params)
+    updates, state = jax.eval_shape(partial(advance, tx), grads, start, params)
+    assert types(state) == types(start)
+    assert jax.tree.structure(updates) == jax.tree.structure(grads)
+    for name, update in updates.items():
+        if grads[name] is not None and jnp.issubdtype(jnp.result_type(params[name]), jnp.inexact):
+            assert update.dtype == jnp.result_type(params[name])
+            assert not update.weak_type
+
+
+@rows
+@pytest.mark.parametrize("name", ["float32", "none", "integer", "zero_size", "empty"])
+def test_types_hold_where_it_runs(row, name):
+    params, grads = TREES[name]
+    tx = row.build(row.value)
     state = start = tx.init(params)
     for _ in range(2):
         updates, state = advance(tx, grads, state, params)
