@@ -72,6 +72,11 @@ class OfOneExample(lo.GradientTransformation):
         return self.inner._run(jax.tree.map(lambda g: g[None], updates), state, params, extra)
 
 
+def by_name(name):
+    """The optimizer of this name by itself, with residuals for the one that asks for them."""
+    return O.levenberg_marquardt(weights) if name == "levenberg_marquardt" else O.registry.build(name)
+
+
 def whole(tx):
     """A transform of whole gradients: with a batch of one for whoever wants a gradient per example."""
     return OfOneExample(tx) if "per_example" in tx._flags else tx

@@ -89,4 +89,6 @@ def levenberg_marquardt(
 
     Source: see `scale_by_levenberg_marquardt`.
     """
-    return scale_by_levenberg_marquardt(residual_fn, solver, initial_damping, scale_invariant, max_cg_steps, cg_tol)
+    return chain(
+        scale_by_levenberg_marquardt(residual_fn, solver, initial_damping, scale_invariant, max_cg_steps, cg_tol)
+    )

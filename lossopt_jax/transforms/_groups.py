@@ -32,6 +32,14 @@ def _merge(first: Any, second: Any) -> Any:
     return jax.tree.map(lambda a, b: b if a is None else a, first, second, is_leaf=none_is_leaf)
 
 
+def _extra_of(extra: dict[str, Any], params: Any) -> dict[str, Any]:
+    """Extra arguments for a group: a function of all parameters becomes one of the group's, the others held still."""
+    if params is None or extra.get("value_fn") is None:
+        return extra
+    value_fn = extra["value_fn"]
+    return extra | {"value_fn": lambda kept: value_fn(_merge(kept, params))}
+
+
 def _walk(transformation: GradientTransformation) -> Iterator[GradientTransformation]:
     yield transformation
     for member in transformation._members():
@@ -71,7 +79,7 @@ class Masked(GradientTransformation):
     def _run(self, updates: Any, state: Any, params: Any, extra: dict[str, Any]) -> tuple[Any, Any]:
         chosen = self._chosen(updates if params is None else params)
         kept = None if params is None else _keep(params, chosen)
-        inside, state = self.inner._run(_keep(updates, chosen), state, kept, extra)
+        inside, state = self.inner._run(_keep(updates, chosen), state, kept, _extra_of(extra, params))
         return _merge(inside, _keep(updates, [not keep for keep in chosen])), state
 
     def __repr__(self) -> str:
@@ -129,7 +137,7 @@ class Partition(GradientTransformation):
         self, updates: Any, state: PartitionState, params: Any, extra: dict[str, Any]
     ) -> tuple[Any, PartitionState]:
         labels = self._labels(updates if params is None else params)
-        result, groups = _keep(updates, [False] * len(labels)), {}
+        result, groups, extra = _keep(updates, [False] * len(labels)), {}, _extra_of(extra, params)
         for label, member in self.groups:
             chosen = [own == label for own in labels]
             kept = None if params is None else _keep(params, chosen)

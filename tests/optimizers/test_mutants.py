@@ -16,7 +16,11 @@ from lossopt_jax.transforms._rule import Rule, program
 
 # What may be off by 0.1 % without any effect that a test could see, and why.
 EQUIVALENT = {
+    "scale_by_backtracking_linesearch": dict.fromkeys(
+        ("slot learning_rate", "slot value", "slot grad"), "only read out"
+    ),
     "scale_by_rprop": {"slot before": "only its sign is read"},
+    "scale_by_zoom_linesearch": dict.fromkeys(("slot learning_rate", "slot value", "slot grad"), "only read out"),
 }
 
 RULES = {

@@ -782,3 +782,26 @@ def test_masked_leaves_keep_their_slots_apart(x64):
     alone, _ = inside.update(params["w"], inside.init(params["w"]), params["w"])
     np.testing.assert_allclose(updates["w"], alone, rtol=1e-15)
     assert lo.get_slot(state, "last_grad")["deep"]["b"] is None
+
+
+def test_a_line_search_in_a_group_holds_the_others_still():
+    def loss(params):
+        return (params["a"] - 1.0) ** 2 + (params["b"] - params["a"]) ** 2
+
+    params = {"a": jnp.asarray(3.0), "b": jnp.asarray(-2.0)}
+    value, grads = jax.value_and_grad(loss)(params)
+
+    def step(tx, value_fn, params, grads):
+        return jax.jit(lambda g, s, p, v: tx.update(g, s, p, value=v, grad=g, value_fn=value_fn))(
+            grads, tx.init(params), params, value
+        )[0]
+
+    alone = step(O.lbfgs(), lambda a: loss({"a": a, "b": params["b"]}), params["a"], grads["a"])
+    assert float(loss({"a": params["a"] + alone, "b": params["b"]})) < float(value)
+    for tx in (
+        lo.partition({"search": O.lbfgs(), "rest": O.sgd(0.0)}, {"a": "search", "b": "rest"}),
+        lo.chain(lo.masked(O.lbfgs(), {"a": True, "b": False}), lo.masked(T.scale(0.0), {"a": False, "b": True})),
+    ):
+        updates = step(tx, loss, params, grads)
+        assert float(updates["b"]) == 0
+        assert float(updates["a"]) == float(alone)

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from rows import advance, extras, lifts, whole
+from rows import advance, by_name, extras, lifts, whole
 
 import lossopt_jax as lo
 
 T, O = lo.transforms, lo.optimizers
-STEPS = {name: whole(O.registry.build(name)) for name in O.registry} | {
+STEPS = {name: whole(by_name(name)) for name in O.registry} | {
     "momentum": O.sgd(0.1, 0.9),
     "nesterov": O.sgd(0.1, 0.9, nesterov=True),
     "rmsprop centered": O.rmsprop(0.1, centered=True, momentum=0.9),
