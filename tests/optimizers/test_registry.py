@@ -1,7 +1,9 @@
 """What holds for every optimizer by name: a reference, a rate, its precision, its state on disk, descent."""
 
 import inspect
+import re
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -26,12 +28,27 @@ def test_registry_is_exports_is_rows():
     assert set(O.registry) == set(OPTIMIZERS) == functions
 
 
-def test_every_optimizer_and_every_rule_has_a_reference():
+def test_every_optimizer_and_every_rule_has_a_reference(x64):
     cases = tables()
     assert set(O.registry) <= set(cases)
     covered = {rule.name for table in cases.values() for case in table for rule in rules_of(case.ours())}
     rules = {row.build(row.value) for name, row in TRANSFORMS.items() if name not in COMPOSITIONS}
     assert {rule.name for tx in rules for rule in rules_of(tx)} <= covered
+
+
+def test_the_table_in_docs_is_what_is_tested():
+    cases, named = tables(), set()
+    page = (Path(__file__).parents[2] / "docs" / "optimizers.md").read_text(encoding="utf-8")
+    for line in page.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) != 6 or cells[0] in ("optimizer", "---"):
+            continue
+        names = re.findall(r"`(?:transforms\.)?(\w+)`", cells[4])
+        assert all(name in (T.registry if f"transforms.{name}" in cells[4] else O.registry) for name in names), line
+        peers = {case.peer for name in names for case in cases[name]}
+        assert peers == {peer.strip() for peer in cells[5].split(",")} - {"–"}, line
+        named |= set(names)
+    assert set(O.registry) <= named
 
 
 # ------------------------------------------------------------------------------------------------------------- rate
