@@ -307,6 +307,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @parametrize(CASES)
 def test_reference(x64, case):
     check(case)
@@ -334,6 +335,7 @@ def logistic_regression():
     return loss, {"weights": np.zeros(x.shape[1]), "bias": np.zeros(())}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("linesearch", [ZOOM(20, initial_guess_strategy="one"), BACKTRACKING(20)], ids=["zoom", "back"])
 def test_lbfgs_fits_a_logistic_regression_as_scipy_does(x64, linesearch):
     from scipy.optimize import minimize
@@ -593,6 +595,7 @@ def everywhere(tx, start, count):
         yield "scan of optax's chain", jax.lax.scan(partial(step, update=peers.update), begin, length=count)[0][0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("linesearch", [ZOOM(20), BACKTRACKING(20)], ids=["zoom", "backtracking"])
 def test_every_way_of_calling_is_the_same(x64, linesearch):
     tx = O.lbfgs(linesearch=linesearch)
@@ -733,6 +736,7 @@ def test_leaves_without_a_gradient_are_held_fixed(x64):
         np.testing.assert_allclose(updates["p"], expected, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_least_squares_in_every_way_of_calling(x64):
     for tx in (O.levenberg_marquardt(), O.levenberg_marquardt(solver="cg")):
         loop = fit(tx, decay_residuals, DECAY, 5, value_fn=decay_residuals)[-1]
@@ -769,7 +773,7 @@ def test_residuals_are_asked_for_by_name():
         O.levenberg_marquardt(w)
     bound = O.levenberg_marquardt(rosenbrock_residuals)
     assert bound == O.levenberg_marquardt(rosenbrock_residuals) != O.levenberg_marquardt(decay_residuals)
-    assert repr(bound).startswith("scale_by_levenberg_marquardt(residual_fn=<function rosenbrock_residuals")
+    assert repr(bound).startswith("chain(scale_by_levenberg_marquardt(residual_fn=<function rosenbrock_residuals")
     assert list(lo.chain(bound).init(w)) == ["scale_by_levenberg_marquardt"]
 
 

@@ -115,6 +115,7 @@ def first_updates(tx, dtype, steps=3):
     return updates
 
 
+@pytest.mark.slow
 @rows
 def test_float32_is_float64_to_rounding(name, row):  # O6
     """The first updates from default arguments: where bias corrections by 1 − bᵗ lose four digits."""
@@ -128,6 +129,7 @@ def test_float32_is_float64_to_rounding(name, row):  # O6
         np.testing.assert_allclose(a, b, rtol=0, atol=2e-6 * np.abs(b).max() + 1e-30)
 
 
+@pytest.mark.slow
 @rows
 def test_bfloat16_parameters_train(name, row):  # O1
     """Through master weights as in float32, whatever the rule."""
@@ -222,6 +224,7 @@ FITTING = {
 }
 
 
+@pytest.mark.slow
 @rows
 def test_descent(name, row):
     """Each finds the bottom of a badly scaled bowl."""
