@@ -226,7 +226,8 @@ def _check_gradient(path: str, gradient: Any, parameter: Any, examples: tuple[in
         raise TypeError(complaint("update", where, f"be None for {_describe(parameter)}", _describe(gradient), remedy))
     expected = examples + jnp.shape(parameter)
     if shape != expected:
-        raise ValueError(complaint("update", where, f"have shape {expected}", shape, "nothing broadcasts"))
+        remedy = "take one per example with jax.vmap" if examples else "nothing broadcasts"
+        raise ValueError(complaint("update", where, f"have shape {expected}", shape, remedy))
     if is_complex(gradient) and not is_complex(parameter):
         raise TypeError(complaint("update", where, "be real like its parameter", _describe(gradient), "take its real"))
 

@@ -299,6 +299,33 @@ def test_amsgrad_takes_the_largest_raw_moment():  # O19
     assert round(amsgrad_path(O.amsgrad(0.1), [10.0] + [0.1] * 9), 3) == -0.436
 
 
+def test_rprop_is_not_a_step_late():  # O18
+    assert float(one_update(O.rprop(0.1), jnp.ones(1))[0]) == np.float32(-0.1)
+    tx, w = O.rprop(0.1), jnp.zeros(1)
+    state = tx.init(w)
+    for g in [1.0, -1.0] * 20:
+        updates, state = tx.update(jnp.array([g]), state, w)
+        w = w + updates
+    assert float(w[0]) != 0
+
+
+def test_a_norm_of_one_whatever_the_size():  # O20
+    for size in (1e-30, 1e-25, 1.0, 1e20):
+        for tx in (T.normalize_by_update_norm(), T.normalize()):
+            np.testing.assert_allclose(global_norm(one_update(tx, jnp.full(3, size))), 1, rtol=3e-7)
+    np.testing.assert_array_equal(one_update(T.normalize(), jnp.zeros(2)), 0)
+
+
+def test_steps_that_do_not_count_are_finite():  # O21
+    updates = one_update(O.adafactor(0.1, decay_offset=1), jnp.ones(2))
+    np.testing.assert_allclose(updates, -0.1, rtol=1e-6)
+
+
+def test_scalars_and_empty_arrays_have_rows_too():  # O29
+    for shape in ((), (0,), (0, 3)):
+        assert one_update(O.sm3(0.1), jnp.ones(shape)).shape == shape
+
+
 def test_out_of_range_and_misspelt():  # O27
     for build in (lambda: O.adam(-1.0), lambda: O.adam(0.1, b2=2.0), lambda: O.sgd(-1.0)):
         with pytest.raises(ValueError, match="must be"):
