@@ -341,7 +341,10 @@ class WrapperTransformation(_Lifted):
 
 def _constructor(rule: Rule) -> Callable[..., GradientTransformation]:
     """The public function: the rule's keyword part as its signature, checked and bound into a transform."""
-    parameters = [p.replace(kind=p.POSITIONAL_OR_KEYWORD) for p in rule.parameters]
+    declared = {p.name: p for p in rule.parameters}
+    parameters = [
+        p.replace(kind=p.POSITIONAL_OR_KEYWORD, annotation=range_of(p.annotation)[0]) for p in rule.parameters
+    ]
     parameters[:0] = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in rule.members]
     signature = inspect.Signature(parameters, return_annotation=GradientTransformation)
 
@@ -351,7 +354,7 @@ def _constructor(rule: Rule) -> Callable[..., GradientTransformation]:
         members = [arguments.pop(name) for name in rule.members]
         for name, value in arguments.items():
             if name not in rule.scalars:
-                _check_static(rule.name, signature.parameters[name], value)
+                _check_static(rule.name, declared[name], value)
             elif not callable(value):
                 check_scalar(rule.name, name, value, within=rule.scalars[name])
         if rule.lift == "wrapper":
