@@ -311,6 +311,10 @@ class WrapperTransformation(_Lifted):
     def _parts(self) -> dict[str, Any]:
         return dict(zip(self.rule.members, self.members, strict=True)) | super()._parts()
 
+    @property
+    def _flags(self) -> frozenset[str]:
+        return self.rule.flags.union(*(member._flags & {"per_example"} for member in self.members))
+
     def _members(self) -> tuple[GradientTransformation, ...]:
         return self.members
 
@@ -358,7 +362,8 @@ def _constructor(rule: Rule) -> Callable[..., GradientTransformation]:
             elif not callable(value):
                 check_scalar(rule.name, name, value, within=rule.scalars[name])
         if rule.lift == "wrapper":
-            inner = tuple(as_member(rule.name, member) for member in members)
+            first = "outermost" in rule.flags  # and so the first to see the gradients
+            inner = tuple(as_member(rule.name, member, first) for member in members)
             return WrapperTransformation(rule, tuple(arguments.items()), inner)
         return RuleTransformation(rule, tuple(arguments.items()))
 

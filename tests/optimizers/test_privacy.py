@@ -229,3 +229,15 @@ def test_out_of_range_is_refused():
     ):
         with pytest.raises(ValueError, match=r"^\w+: \w+ must"):
             build()
+
+
+@pytest.mark.parametrize("wrap", [lo.master_weights, lo.stochastic_rounding])
+def test_outermost_wrappers_take_gradients_per_example(wrap):
+    params = {"w": jnp.ones((3, 2), jnp.bfloat16)}
+    grads = {"w": jnp.arange(24.0).reshape(4, 3, 2).astype(jnp.bfloat16)}
+    tx, wide = O.dpsgd(0.1, 1.0, 0.0), jax.tree.map(lambda p: p.astype(jnp.float32), params)
+    after, _ = lo.compile_update(wrap(tx)).fn(params, wrap(tx).init(params), grads)
+    expected, _ = lo.compile_update(tx).fn(wide, tx.init(wide), jax.tree.map(lambda g: g.astype(jnp.float32), grads))
+    np.testing.assert_allclose(after["w"].astype(jnp.float32), expected["w"], rtol=2**-7)
+    with pytest.raises(ValueError, match="gradient per example"):
+        lo.chain(T.clip(1.0), tx)
