@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from rows import advance, by_name, extras, lifts, whole
+from rows import advance, extras, lifts, whole
 
 import lossopt_jax as lo
 
 T, O = lo.transforms, lo.optimizers
-STEPS = {name: whole(by_name(name)) for name in O.registry} | {
+# Levenberg–Marquardt has its own test: here its Jacobian would be parameters × parameters.
+STEPS = {name: whole(O.registry.build(name)) for name in O.registry if name != "levenberg_marquardt"} | {
     "momentum": O.sgd(0.1, 0.9),
     "nesterov": O.sgd(0.1, 0.9, nesterov=True),
     "rmsprop centered": O.rmsprop(0.1, centered=True, momentum=0.9),
@@ -27,7 +28,8 @@ STEPS = {name: whole(by_name(name)) for name in O.registry} | {
 compiled = pytest.mark.parametrize("tx", STEPS.values(), ids=STEPS)
 # A rule that looks at a whole array first passes over it once more, and some write it down. Of the elementwise ones
 # these read an old slot after its successor has been needed, which XLA:CPU answers with a copy.
-COPIED = {"adadelta", "adan", "cocob", "ftrl", "rprop"}
+COPIED = {"adadelta", "adan", "cocob", "ftrl", "gpa_adamw", "optimistic_adam", "optimistic_adam_v2"}
+COPIED |= {"optimistic_gradient_descent", "rprop", "schedule_free_adamw", "schedule_free_sgd"}
 IN_PLACE = {name: tx for name, tx in STEPS.items() if lifts(tx) <= {"elementwise"} and name not in COPIED}
 IN_PLACE |= {name: STEPS[name] for name in ("partition", "master_weights", "clip and adamw")}
 
@@ -88,8 +90,9 @@ def test_runs_inside_scan_and_jit(tx):
     scanned, _ = jax.lax.scan(lambda carry, _: (step(*carry, grads), None), (params, tx.init(params)), length=2)
     jitted = jax.jit(lambda params, state: step(*step(params, state, grads), grads))(params, tx.init(params))
     alone = step(*step(jax.tree.map(jnp.copy, params), tx.init(params), grads), grads)
-    assert_close(scanned, alone, 1e-6)
-    assert_close(jitted, alone, 1e-6)
+    eps = 1e-5 if tx is STEPS["lbfgs"] else 1e-6  # a search compares losses that differ in their last bits
+    assert_close(scanned, alone, eps)
+    assert_close(jitted, alone, eps)
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(params))
 
 
