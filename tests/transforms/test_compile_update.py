@@ -29,7 +29,7 @@ compiled = pytest.mark.parametrize("tx", STEPS.values(), ids=STEPS)
 # A rule that looks at a whole array first passes over it once more, and some write it down. Of the elementwise ones
 # these read an old slot after its successor has been needed, which XLA:CPU answers with a copy.
 COPIED = {"adadelta", "adan", "cocob", "ftrl", "gpa_adamw", "optimistic_adam", "optimistic_adam_v2"}
-COPIED |= {"optimistic_gradient_descent", "rprop", "schedule_free_adamw", "schedule_free_sgd"}
+COPIED |= {"optimistic_gradient_descent", "rprop", "schedule_free_adamw"}
 IN_PLACE = {name: tx for name, tx in STEPS.items() if lifts(tx) <= {"elementwise"} and name not in COPIED}
 IN_PLACE |= {name: STEPS[name] for name in ("partition", "master_weights", "clip and adamw")}
 
