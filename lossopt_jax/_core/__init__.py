@@ -28,7 +28,18 @@ from lossopt_jax._core._dtypes import (
     is_trainable,
     widest_float,
 )
-from lossopt_jax._core._jax import CPU_FUSES_SUMS, cpu_compiler_options, is_tracer, standard_promotion, sums
+from lossopt_jax._core._jax import (
+    CPU_FUSES_SUMS,
+    bind_equation,
+    cpu_compiler_options,
+    cpu_cores,
+    dependencies,
+    is_tracer,
+    on_one_cpu,
+    pallas_modules,
+    standard_promotion,
+    sums,
+)
 from lossopt_jax._core._random import leaf_seed, random_bits, random_normal
 from lossopt_jax._core._registry import Registry
 from lossopt_jax._core._trees import first_difference, leaf_paths, map_arrays, none_is_leaf

@@ -1,7 +1,9 @@
 """The only place that looks at JAX's version, backend names and compiler flags."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
 import jax
@@ -23,17 +25,39 @@ def standard_promotion() -> Iterator[None]:
         yield
 
 
-def sums(*terms: jax.Array) -> tuple[jax.Array, ...]:
-    """The sum of each of some arrays of one shape and dtype, all in one pass and none of them materialised."""
-    if jax.default_backend() != "cpu":
-        return tuple(map(jnp.sum, terms))
-
+def _sums_in_one_loop(*terms: jax.Array) -> tuple[jax.Array, ...]:
     def add(left: tuple[jax.Array, ...], right: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         return tuple(map(jnp.add, left, right))
 
-    # XLA:CPU runs several sums one after the other; elsewhere it fuses them, and shards add up, not gather, one number
     zeros = tuple(jnp.zeros((), term.dtype) for term in terms)
     return tuple(jax.lax.reduce(terms, zeros, add, tuple(range(terms[0].ndim))))
+
+
+def _sums_apart(*terms: jax.Array) -> tuple[jax.Array, ...]:
+    return tuple(map(jnp.sum, terms))
+
+
+def cpu_cores() -> int:
+    """The cores that this process may use, which XLA:CPU shares its work among."""
+    available = getattr(os, "sched_getaffinity", None)  # not on every platform
+    return len(available(0)) if available else os.cpu_count() or 1
+
+
+def on_one_cpu(tree: Any) -> bool:
+    """Whether all arrays of a tree lie on one CPU device, as those do that are not anywhere yet."""
+    if jax.default_backend() != "cpu":
+        return False
+    if jax.device_count() == 1:
+        return True
+    shardings = (getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(tree))
+    devices = [sharding.device_set for sharding in shardings if sharding is not None]
+    return len(set().union(*devices)) <= 1
+
+
+def sums(*terms: jax.Array) -> tuple[jax.Array, ...]:
+    """The sum of each of some arrays of one shape and dtype, all in one pass and none of them materialised."""
+    # XLA:CPU runs several sums one after the other; elsewhere it fuses them, and shards add up, not gather, one number
+    return jax.lax.platform_dependent(*terms, cpu=_sums_in_one_loop, default=_sums_apart)
 
 
 def cpu_compiler_options() -> dict[str, bool]:
@@ -49,3 +73,37 @@ def cpu_compiler_options() -> dict[str, bool]:
     if jax.default_backend() != "cpu":
         return {}
     return {"xla_cpu_copy_insertion_use_region_analysis": True}
+
+
+def pallas_modules(platform: str) -> tuple[Any, Any]:
+    """Pallas, and its words for "tpu" or "gpu" (Triton), imported on use: it takes as long as the rest of jax."""
+    words = {"tpu": "tpu", "gpu": "triton"}[platform]
+    return import_module("jax.experimental.pallas"), import_module(f"jax.experimental.pallas.{words}")
+
+
+def bind_equation(equation: Any, inputs: list[Any]) -> list[Any]:
+    """The outputs of one equation of a jaxpr at other inputs."""
+    bound = equation.primitive.get_bind_params(equation.params)
+    functions, parameters = bound if isinstance(bound, tuple) else ((), bound)  # a pair before jax 0.10
+    outputs = equation.primitive.bind(*functions, *inputs, **parameters)
+    return list(outputs) if equation.primitive.multiple_results else [outputs]
+
+
+def dependencies(function: Any, *arguments: jax.Array) -> list[set[int]]:
+    """For each array that a function returns, the numbers of the arguments that it is made from."""
+
+    def within(jaxpr: Any, given: list[set[int]]) -> list[set[int]]:
+        known = dict(zip(jaxpr.invars, given, strict=True))
+
+        def of(variable: Any) -> set[int]:
+            return set() if hasattr(variable, "val") else known.get(variable, set())
+
+        for equation in jaxpr.eqns:
+            sources = [of(variable) for variable in equation.invars]
+            inner = equation.params.get("jaxpr") if equation.primitive.name in ("jit", "pjit") else None
+            results = [set().union(*sources)] * len(equation.outvars) if inner is None else within(inner.jaxpr, sources)
+            known |= zip(equation.outvars, results, strict=True)
+        return [of(variable) for variable in jaxpr.outvars]
+
+    closed = jax.make_jaxpr(function)(*arguments)
+    return within(closed.jaxpr, [{number} for number in range(len(arguments))])

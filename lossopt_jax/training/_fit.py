@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lossopt_jax._core import complaint
+from lossopt_jax._core import complaint, on_one_cpu
 from lossopt_jax.training import _steps
 from lossopt_jax.training._data import as_examples, check_batch_size, equal_batches
 from lossopt_jax.training._history import History
@@ -135,7 +135,9 @@ def _over_arrays(
     batch_size = min(batch_size, size)
 
     def run(state: TrainState, alive: jax.Array) -> Epoch:
-        state, alive, log, figures = program.epoch(state, alive, x, y, held_out, size, batch_size, shuffle)
+        state, alive, log, figures = program.epoch(
+            state, alive, x, y, held_out, size, batch_size, shuffle, on_one_cpu((state, x, y))
+        )
         if validation_data is not None and held_out is None:
             figures = figures | _validated(program, state, validation_data)
         return state, alive, log, figures
@@ -156,7 +158,7 @@ def _over_batches(
     def run(state: TrainState, alive: jax.Array) -> Epoch:
         state, rows = program.reset(state), []
         for x, y, where in equal_batches("fit", data):
-            state, alive, row = program.guarded_step(state, x, y, where, alive)
+            state, alive, row = program.guarded_step(state, x, y, where, alive, on_one_cpu((state, x, y)))
             rows.append(row)
         if not rows:
             remedy = "pass a list, or an object that can be iterated again every epoch"

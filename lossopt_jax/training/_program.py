@@ -8,7 +8,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lossopt_jax._core import complaint, cpu_compiler_options, is_array_like, is_tracer, leaf_paths, none_is_leaf
+from lossopt_jax._core import (
+    complaint,
+    cpu_compiler_options,
+    is_array_like,
+    is_tracer,
+    leaf_paths,
+    none_is_leaf,
+    on_one_cpu,
+)
 from lossopt_jax.training import _steps
 from lossopt_jax.training._data import as_arrays, as_examples, batch_rows, check_batch_size, count, equal_batches, take
 from lossopt_jax.training._fit import fit
@@ -76,7 +84,9 @@ class Program:
         x, y, _ = as_examples("train_step", batch)
         if any(is_tracer(leaf) for leaf in jax.tree.leaves((state, x, y))):
             return self._step(state, x, y)
-        return (self._donating_step if donate else self._keeping_step)(state, x, y)
+        if donate:
+            return self._donating_step(state, x, y, on_one_cpu((state, x, y)))
+        return self._keeping_step(state, x, y)
 
     def evaluate(self, state: TrainState, data: Any, *, batch_size: int | None = None) -> dict[str, float]:
         """The loss and the metrics over all examples, as floats.
@@ -187,9 +197,9 @@ class Program:
     def _jit(self, function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
         return jax.jit(function, compiler_options=cpu_compiler_options(), **options)
 
-    def _step(self, state: TrainState, x: Any, y: Any) -> tuple[TrainState, dict[str, Any]]:
+    def _step(self, state: TrainState, x: Any, y: Any, blocks: bool = False) -> tuple[TrainState, dict[str, Any]]:
         clean = state._replace(metrics=self.model.clean())
-        after, trace = _steps.train_step(self.model, clean, x, y, None, True)
+        after, trace = _steps.train_step(self.model, clean, x, y, None, True, blocks)
         figures = self.model.read(after.metrics) | {"loss": trace.loss, "grad_norm": trace.grad_norm}
         logs = figures | trace.learning_rate | {"skipped": ~trace.ok}
         merged = {
@@ -200,7 +210,7 @@ class Program:
 
     @functools.cached_property
     def _donating_step(self) -> Callable[..., Any]:
-        return self._jit(self._step, donate_argnums=0)
+        return self._jit(self._step, donate_argnums=0, static_argnums=3)
 
     @functools.cached_property
     def _keeping_step(self) -> Callable[..., Any]:
@@ -210,13 +220,21 @@ class Program:
     def epoch(self) -> Callable[..., Any]:
         """One epoch and its validation, for `fit` over arrays; consumes its state.
 
-        (state, alive, x, y, validation, size, batch_size, shuffle) → (state, alive, a row per step, figures)
+        (state, alive, x, y, validation, size, batch_size, shuffle, blocks) → (state, alive, a row per step, figures)
         """
 
         def epoch(
-            state: Any, alive: Any, x: Any, y: Any, held_out: Any, size: int, batch_size: int, shuffle: bool
+            state: Any,
+            alive: Any,
+            x: Any,
+            y: Any,
+            held_out: Any,
+            size: int,
+            batch_size: int,
+            shuffle: bool,
+            blocks: bool,
         ) -> Any:
-            state, alive, log = _steps.train_epoch(self.model, state, alive, x, y, size, batch_size, shuffle)
+            state, alive, log = _steps.train_epoch(self.model, state, alive, x, y, size, batch_size, shuffle, blocks)
             figures = self.model.read(state.metrics)
             if held_out is not None:
                 rows = count("fit", held_out)
@@ -226,17 +244,17 @@ class Program:
                 figures |= {f"val_{name}": value for name, value in self.model.read(sums).items()}
             return state, alive, log, figures | _steps.learning_rates(state.opt_state)
 
-        return self._jit(epoch, donate_argnums=0, static_argnums=(5, 6, 7))
+        return self._jit(epoch, donate_argnums=0, static_argnums=(5, 6, 7, 8))
 
     @functools.cached_property
     def guarded_step(self) -> Callable[..., Any]:
-        """(state, x, y, where, alive) → (state, alive, row), for `fit` over batches; consumes its state."""
+        """(state, x, y, where, alive, blocks) → (state, alive, row), for `fit` over batches; consumes its state."""
 
-        def step(state: Any, x: Any, y: Any, where: Any, alive: Any) -> Any:
-            state, trace = _steps.train_step(self.model, state, x, y, where, alive)
+        def step(state: Any, x: Any, y: Any, where: Any, alive: Any, blocks: bool) -> Any:
+            state, trace = _steps.train_step(self.model, state, x, y, where, alive, blocks)
             return state, trace.ok, _steps.row(trace)
 
-        return self._jit(step, donate_argnums=0)
+        return self._jit(step, donate_argnums=0, static_argnums=5)
 
     @functools.cached_property
     def _evaluation(self) -> Callable[..., Any]:

@@ -1,5 +1,6 @@
 """The pure functions of a program: loss, gradient, one guarded step, one epoch, one pass of evaluation."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -111,24 +112,45 @@ def gradient(loss_of: Callable[[Any], tuple[jax.Array, Any]], params: Any) -> An
 
 
 def train_step(
-    model: Model, state: TrainState, x: Any, y: Any, where: jax.Array | None, alive: jax.Array | bool
+    model: Model,
+    state: TrainState,
+    x: Any,
+    y: Any,
+    where: jax.Array | None,
+    alive: jax.Array | bool,
+    blocks: bool = False,
 ) -> tuple[TrainState, Trace]:
-    """One step, or none: a loss or gradient that is not finite, or a run that is over, leaves the state alone."""
+    """One step, or none: a loss or gradient that is not finite, or a run that is over, leaves the state alone.
+
+    Args:
+      blocks: as for `run_and_apply`.
+    """
     loss_of = _loss_of(model, state, x, y, where)
     (loss, (prediction, values, model_state)), gradients = gradient(loss_of, state.params)
     norm = global_norm(gradients)
     ok = jnp.isfinite(loss) & jnp.isfinite(norm) & alive
     # for the rules that ask for the loss, or for its value elsewhere
     extra = {"value": loss, "grad": gradients, "value_fn": lambda params: loss_of(params)[0]}
-    params, opt_state = run_and_apply(model.optimizer, state.params, state.opt_state, gradients, extra)
+    params, opt_state = run_and_apply(
+        model.optimizer, state.params, state.opt_state, gradients, extra, ok=ok, blocks=blocks
+    )
     seen = model.observe(state.metrics, prediction, y, values, where)
-    after = TrainState(state.step + 1, state.seed, params, opt_state, model_state, seen)
-    after = jax.tree.map(lambda new, old: jnp.where(ok, new, old), after, state)
+    rest = state.step, state.model_state, state.metrics
+    step, model_state, seen = jax.tree.map(functools.partial(jnp.where, ok), (state.step + 1, model_state, seen), rest)
+    after = TrainState(step, state.seed, params, opt_state, model_state, seen)
     return after, Trace(loss, norm, ok, learning_rates(opt_state))
 
 
 def train_epoch(
-    model: Model, state: TrainState, alive: jax.Array, x: Any, y: Any, size: int, batch_size: int, shuffle: bool
+    model: Model,
+    state: TrainState,
+    alive: jax.Array,
+    x: Any,
+    y: Any,
+    size: int,
+    batch_size: int,
+    shuffle: bool,
+    blocks: bool,
 ) -> tuple[TrainState, jax.Array, jax.Array]:
     """Every example once: (state, all steps fine, a row per step); after a bad step the rest does nothing."""
     order = jnp.arange(size)
@@ -139,7 +161,7 @@ def train_epoch(
     def step(carry: tuple[TrainState, jax.Array], batch: Any) -> Any:
         state, alive = carry
         rows, where = batch
-        state, trace = train_step(model, state, take(x, rows), take(y, rows), where, alive)
+        state, trace = train_step(model, state, take(x, rows), take(y, rows), where, alive, blocks)
         return (state, trace.ok), row(trace)
 
     state = state._replace(metrics=model.clean())

@@ -114,6 +114,26 @@ class GradientTransformation:
     def _enter(self, updates: Any, params: Any) -> Any:
         return enter(updates, params, "per_example" in self._flags)
 
+    # What the leaf program (`_one_pass`) asks.
+
+    @property
+    def _blockwise(self) -> bool:
+        """Whether `_run` may be given a part of each leaf."""
+        return False
+
+    @property
+    def _measures(self) -> bool:
+        """Whether it would be so if it had `_measured` the whole tree."""
+        return False
+
+    def _measured(self, updates: Any, state: Any) -> "GradientTransformation":
+        """Itself, with what it measures of a tree held."""
+        return self
+
+    def _fixed(self, params: Any) -> "GradientTransformation":
+        """Itself, with what it chooses by the parameters' shapes chosen."""
+        return self
+
     @property
     def name(self) -> str:
         """The name under which a chain keeps this member's state."""

@@ -35,6 +35,13 @@ class Chain(GradientTransformation):
     def _members(self) -> tuple[GradientTransformation, ...]:
         return self.members
 
+    @property
+    def _blockwise(self) -> bool:
+        return all(member._blockwise for member in self.members)
+
+    def _fixed(self, params: Any) -> GradientTransformation:
+        return Chain(self.names, tuple(member._fixed(params) for member in self.members))
+
     def __repr__(self) -> str:
         return f"chain({', '.join(map(repr, self.members))})"
 

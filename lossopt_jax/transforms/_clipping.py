@@ -18,7 +18,6 @@ from lossopt_jax._core import (
 )
 from lossopt_jax.transforms._lift import elementwise, leafwise, treewise
 from lossopt_jax.transforms._registry import registry
-from lossopt_jax.transforms._vectors import scaled
 
 
 def _range(dtype: Any) -> tuple[float, float, int]:
@@ -128,9 +127,15 @@ def clip_by_block_rms(g, slots, t, *, threshold: Annotated[Scalar, POSITIVE]):
     return g / jnp.maximum(1, root_mean_square(g) / threshold), {}
 
 
+def _shrinking(gradients, t, *, max_norm, per_group):
+    norm = global_norm(gradients).astype(max_norm.dtype)
+    shrink = jnp.isfinite(norm) & (norm > max_norm)
+    return jnp.where(shrink, max_norm / jnp.where(shrink, norm, jnp.ones_like(norm)), jnp.ones_like(norm))
+
+
 @registry.register()
-@treewise(flags=("global_statistic",))
-def clip_by_global_norm(g, slots, t, *, max_norm: Scalar, per_group: bool = False):
+@treewise(measure=_shrinking, flags=("global_statistic",))
+def clip_by_global_norm(g, slots, t, factor, *, max_norm: Scalar, per_group: bool = False):
     """Scale the whole tree down to a norm.
 
         u = g · min(1, c / ‖g‖),      ‖g‖ over all leaves
@@ -147,7 +152,4 @@ def clip_by_global_norm(g, slots, t, *, max_norm: Scalar, per_group: bool = Fals
       1e-6 to the norm.
     Source: Pascanu, Mikolov & Bengio 2013, arXiv:1211.5063.
     """
-    norm = global_norm(g).astype(max_norm.dtype)
-    shrink = jnp.isfinite(norm) & (norm > max_norm)
-    factor = jnp.where(shrink, max_norm / jnp.where(shrink, norm, jnp.ones_like(norm)), jnp.ones_like(norm))
-    return scaled(factor, g), {}
+    return factor * g, {}

@@ -6,18 +6,46 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
-from lossopt_jax._core import complaint, cpu_compiler_options, is_array_like, is_tracer, leaf_paths, none_is_leaf
+from lossopt_jax._core import (
+    complaint,
+    cpu_compiler_options,
+    is_array_like,
+    is_tracer,
+    leaf_paths,
+    none_is_leaf,
+    on_one_cpu,
+)
 from lossopt_jax.transforms._base import GradientTransformation, apply_leaf, as_transformation
+from lossopt_jax.transforms._one_pass import run_in_blocks
 
 
 def run_and_apply(
-    transformation: GradientTransformation, params: Any, state: Any, grads: Any, extra: dict[str, Any]
+    transformation: GradientTransformation,
+    params: Any,
+    state: Any,
+    grads: Any,
+    extra: dict[str, Any],
+    *,
+    ok: Any = None,
+    blocks: bool = False,
 ) -> tuple[Any, Any]:
-    """One step without a rounding between the update and the sum: (params, state, grads) → (params, state)."""
+    """One step without a rounding between the update and the sum: (params, state, grads) → (params, state).
+
+    Args:
+      ok: None, or a flag without which nothing changes.
+      blocks: large leaves in one pass over memory; for programs on one CPU, compiled with `cpu_compiler_options`.
+    """
     transformation._check_extra(extra)
-    updates, state = transformation._run(transformation._enter(grads, params), state, params, extra)
-    return jax.tree.map(apply_leaf, params, updates, is_leaf=none_is_leaf), state
+    flow = transformation._enter(grads, params)
+    if blocks:
+        return run_in_blocks(transformation, params, state, flow, extra, ok)
+    updates, new = transformation._run(flow, state, params, extra)
+    after = jax.tree.map(apply_leaf, params, updates, is_leaf=none_is_leaf)
+    if ok is None:
+        return after, new
+    return jax.tree.map(functools.partial(jnp.where, ok), (after, new), (params, state))
 
 
 def _arrays_only(tree: Any) -> Any:
@@ -49,8 +77,9 @@ class CompiledUpdate:
             return self.fn(params, state, grads, **extra)
         functions = tuple((name, value) for name, value in extra.items() if callable(value))
         arrays = {name: value for name, value in extra.items() if not callable(value)}
+        blocks = on_one_cpu((params, state, grads))
         try:
-            after, state = self.jitted(_arrays_only(params), state, _arrays_only(grads), arrays, functions)
+            after, state = self.jitted(_arrays_only(params), state, _arrays_only(grads), arrays, functions, blocks)
         except RuntimeError as error:
             if "donate" not in str(error):
                 raise
@@ -59,20 +88,27 @@ class CompiledUpdate:
             raise ValueError(complaint("compile_update", "arrays", "be held once", got, remedy)) from None
         return jax.tree.map(lambda new, old: old if new is None else new, after, params, is_leaf=none_is_leaf), state
 
+    def trace(self, params: Any, state: Any, grads: Any, **extra: Any) -> Any:
+        """The traced program, as `jax.jit(...).trace`."""
+        blocks = on_one_cpu((params, state, grads))
+        return self.jitted.trace(_arrays_only(params), state, _arrays_only(grads), extra, (), blocks)
+
     def lower(self, params: Any, state: Any, grads: Any, **extra: Any) -> Any:
         """The lowered program, as `jax.jit(...).lower`: `.compile().as_text()`, `.memory_analysis()`."""
-        return self.jitted.lower(_arrays_only(params), state, _arrays_only(grads), extra, ())
+        return self.trace(params, state, grads, **extra).lower()
 
     @functools.cached_property
     def jitted(self) -> Callable[..., Any]:
-        def step(params: Any, state: Any, grads: Any, arrays: dict[str, Any], functions: tuple[Any, ...]) -> Any:
-            return run_and_apply(self.transformation, params, state, grads, arrays | dict(functions))
+        def step(
+            params: Any, state: Any, grads: Any, arrays: dict[str, Any], functions: tuple[Any, ...], blocks: bool
+        ) -> Any:
+            return run_and_apply(self.transformation, params, state, grads, arrays | dict(functions), blocks=blocks)
 
         # outputs in the order of the donated inputs: any other pairing costs a copy of every leaf
         return jax.jit(
             step,
             donate_argnums=(0, 1),
-            static_argnums=4,
+            static_argnums=(4, 5),
             keep_unused=True,  # a slot that is only written is donated too
             compiler_options=cpu_compiler_options(),
         )

@@ -70,6 +70,15 @@ class Masked(GradientTransformation):
     def _members(self) -> tuple[GradientTransformation, ...]:
         return (self.inner,)
 
+    @property
+    def _blockwise(self) -> bool:
+        return self.inner._blockwise
+
+    def _fixed(self, params: Any) -> GradientTransformation:
+        chosen = self._chosen(params)
+        mask = jax.tree.structure(params, is_leaf=none_is_leaf).unflatten(chosen)
+        return Masked(self.inner._fixed(_keep(params, chosen)), mask)
+
     def _chosen(self, tree: Any) -> list[bool]:
         return [bool(keep) for keep in _spread("masked", self.mask, tree)]
 
@@ -116,6 +125,16 @@ class Partition(GradientTransformation):
 
     def _members(self) -> tuple[GradientTransformation, ...]:
         return tuple(member for _, member in self.groups)
+
+    @property
+    def _blockwise(self) -> bool:
+        return all(member._blockwise for _, member in self.groups)
+
+    def _fixed(self, params: Any) -> GradientTransformation:
+        labels = self._labels(params)
+        kept = {label: _keep(params, [own == label for own in labels]) for label, _ in self.groups}
+        groups = tuple((label, member._fixed(kept[label])) for label, member in self.groups)
+        return Partition(jax.tree.structure(params, is_leaf=none_is_leaf).unflatten(labels), groups)
 
     def _labels(self, tree: Any) -> list[Any]:
         labels = _spread("partition", self.labels_of, tree)

@@ -11,7 +11,6 @@ from lossopt_jax.transforms._clipping import global_norm, root_mean_square
 from lossopt_jax.transforms._lift import leafwise, treewise
 from lossopt_jax.transforms._registry import registry
 from lossopt_jax.transforms._rule import Slot
-from lossopt_jax.transforms._vectors import scaled
 
 
 def trust_ratio(p: jax.Array, g: jax.Array, min_norm: Any, coefficient: Any, eps: Any) -> jax.Array:
@@ -123,9 +122,16 @@ def scale_by_novograd(
     return mu, {"mu": mu, "nu": nu}
 
 
+def _normalizing(gradients, t, *, scale_factor, eps, per_group):
+    norm = global_norm(gradients)
+    return jnp.where(norm > 0, scale_factor.astype(norm.dtype) / jnp.where(norm > 0, norm + eps, 1), 0)
+
+
 @registry.register()
-@treewise(flags=("global_statistic",))
-def normalize_by_update_norm(g, slots, t, *, scale_factor: Scalar = 1.0, eps: Scalar = 0.0, per_group: bool = False):
+@treewise(measure=_normalizing, flags=("global_statistic",))
+def normalize_by_update_norm(
+    g, slots, t, factor, *, scale_factor: Scalar = 1.0, eps: Scalar = 0.0, per_group: bool = False
+):
     """Give the whole tree one norm.
 
         u = c g / (‖g‖ + ε),      ‖g‖ over all leaves;  0 where the norm is 0
@@ -138,6 +144,4 @@ def normalize_by_update_norm(g, slots, t, *, scale_factor: Scalar = 1.0, eps: Sc
     Lift: treewise.
     Differs from: optax, whose ε of 1e-6 leaves a tiny gradient tiny.
     """
-    norm = global_norm(g)
-    factor = jnp.where(norm > 0, scale_factor.astype(norm.dtype) / jnp.where(norm > 0, norm + eps, 1), 0)
-    return scaled(factor, g), {}
+    return factor * g, {}

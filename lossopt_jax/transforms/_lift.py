@@ -150,6 +150,26 @@ class _Lifted(GradientTransformation):
 class RuleTransformation(_Lifted):
     """A rule lifted over trees: elementwise, leafwise or treewise."""
 
+    measured: Any = None  # what its measure said of the tree, once that is known
+
+    def _parts(self) -> dict[str, Any]:
+        return super()._parts() | ({} if self.measured is None else {"measured": self.measured})
+
+    @property
+    def _blockwise(self) -> bool:
+        return self.rule.blockwise and (self.rule.measure is None or self.measured is not None)
+
+    @property
+    def _measures(self) -> bool:
+        return self.rule.blockwise and not self._blockwise
+
+    def _measured(self, updates: Any, state: RuleState) -> "RuleTransformation":
+        _, t, hyperparams = self._advance(state)
+        scalars = {name: hyper.value for name, hyper in hyperparams.items()}
+        gradients = jax.tree.leaves(updates)
+        measured = self.rule.measure(gradients, t, **scalars, **dict(self._statics))
+        return dataclasses.replace(self, measured=measured)
+
     def _init(self, params: Any) -> RuleState:
         if self.rule.lift == "leafwise":
             self._refuse_complex(params)
@@ -163,6 +183,8 @@ class RuleTransformation(_Lifted):
 
     def _run(self, updates: Any, state: RuleState, params: Any, extra: dict[str, Any]) -> tuple[Any, RuleState]:
         self._check_state(state, RuleState)
+        if self._measures:
+            return self._measured(updates, state)._run(updates, state, params, extra)
         rule = self.rule
         step, t, hyperparams = self._advance(state)
         scalars = {name: hyper.value for name, hyper in hyperparams.items()}
@@ -176,8 +198,9 @@ class RuleTransformation(_Lifted):
             for need in rule.needs
             for given in [self._need(need, updates, state, params, extra)]
         ]
+        needs += [] if self.measured is None else [_Same(self.measured)]
         run = program(rule, self._statics)
-        if rule.lift == "treewise":
+        if rule.takes_lists:
             slots = {name: [leaves[i] for i in active] for name, leaves in held.items()}
             rows = tuple(
                 _of_trained(n.value, params, active)
@@ -404,27 +427,34 @@ def elementwise(*, needs: tuple[str, ...] = (), once: Any = None, **slots: Slot)
       once: scalar-only maths, run once per step: (slots, t, **arguments) → changed tree slots.
       **slots: the rule's memory, by name.
     """
-    return _lift("elementwise", slots, needs, once, ())
+    return _lift("elementwise", slots, needs, once, None, ())
 
 
 def leafwise(*, needs: tuple[str, ...] = (), once: Any = None, **slots: Slot) -> _Decorator:
     """Lift maths on one array that needs its shape: norms, rows and columns, matrices. Arguments as `elementwise`."""
-    return _lift("leafwise", slots, needs, once, ())
+    return _lift("leafwise", slots, needs, once, None, ())
 
 
 def treewise(
-    *, needs: tuple[str, ...] = (), once: Any = None, flags: tuple[str, ...] = (), **slots: Slot
+    *,
+    needs: tuple[str, ...] = (),
+    once: Any = None,
+    measure: Any = None,
+    flags: tuple[str, ...] = (),
+    **slots: Slot,
 ) -> _Decorator:
     """Lift maths on all arrays at once, as lists of the trained leaves (a complex leaf as two real ones).
 
     Args:
       needs: also "value_fn", then a function of the list of trained parameters.
       once: as `elementwise`.
+      measure: all that the rule wants of the whole tree: (gradients, t, **arguments) → a scalar. The rule is then one
+        on one array without any operation across its elements, and has the scalar after its needs.
       flags: "global_statistic" for a rule that means the whole tree and would be wrong in a group; "per_example" for
         one whose gradients have an axis of examples in front, which it takes away: it can only begin a chain.
       **slots: per="leaf" ones are lists too; per="tree" ones may be returned like them.
     """
-    return _lift("treewise", slots, needs, once, flags)
+    return _lift("treewise", slots, needs, once, measure, flags)
 
 
 def wrapper(
@@ -448,4 +478,4 @@ def wrapper(
       flags: "outermost" for a transform whose updates nothing may change any more.
       **slots: the wrapper's memory, by name.
     """
-    return _lift("wrapper", slots, needs, once, flags, members)
+    return _lift("wrapper", slots, needs, once, None, flags, members)

@@ -95,6 +95,7 @@ class Rule:
     slots: dict[str, Slot]
     needs: tuple[str, ...]
     once: Callable[..., Any] | None
+    measure: Callable[..., Any] | None
     flags: frozenset[str]
     members: tuple[str, ...]
     scalars: dict[str, Range | None]
@@ -103,6 +104,18 @@ class Rule:
     @property
     def name(self) -> str:
         return self.function.__name__.lstrip("_")
+
+    @property
+    def takes_lists(self) -> bool:
+        """Whether its function sees all arrays at once; one that measures them sees one, and what was measured."""
+        return self.lift == "treewise" and self.measure is None
+
+    @property
+    def blockwise(self) -> bool:
+        """Whether a part of an array is enough for it, and of its slots."""
+        alone = self.lift == "elementwise" or (self.lift == "treewise" and self.measure is not None)
+        shaped = all(slot.shape == "param" for slot in self.slots.values() if slot.per == "leaf")
+        return alone and shaped and set(self.needs) <= {"params", "value"}
 
     def statics(self, arguments: tuple[tuple[str, Any], ...]) -> tuple[tuple[str, Any], ...]:
         """The arguments that the function takes as they are; a seed lives in the state alone."""
@@ -131,6 +144,7 @@ def declare(
     slots: dict[str, Slot],
     needs: tuple[str, ...],
     once: Callable[..., Any] | None,
+    measure: Callable[..., Any] | None,
     flags: tuple[str, ...],
     members: tuple[str, ...] = (),
 ) -> Rule:
@@ -142,7 +156,7 @@ def declare(
         keywords += (inspect.Parameter("seed", inspect.Parameter.KEYWORD_ONLY, default=0, annotation=int),)
     ranges = {p.name: range_of(p.annotation) for p in keywords}
     scalars = {name: within for name, (kind, within) in ranges.items() if kind == Scalar}
-    return Rule(function, lift, slots, tuple(needs), once, frozenset(flags), members, scalars, keywords)
+    return Rule(function, lift, slots, tuple(needs), once, measure, frozenset(flags), members, scalars, keywords)
 
 
 def _raise_to(dtype: Any, tree: Any) -> Any:
@@ -181,7 +195,7 @@ def _call(
     update, changed = rule.function(
         g, SimpleNamespace(**seen), t.astype(dtype), *extras, **_raise_to(dtype, scalars), **static
     )
-    own = tuple(rule.slots) if rule.lift == "treewise" else rule.slots_per("leaf")
+    own = tuple(rule.slots) if rule.takes_lists else rule.slots_per("leaf")
     for name in changed:
         if name not in own:
             raise TypeError(complaint(rule.name, "a returned slot", f"be among {list(own)}", repr(name)))

@@ -26,12 +26,13 @@ STEPS = {name: whole(O.registry.build(name)) for name in O.registry if name != "
     "clip and adamw": lo.chain(T.clip_by_global_norm(1.0), O.adamw(0.1)),
 }
 compiled = pytest.mark.parametrize("tx", STEPS.values(), ids=STEPS)
-# A rule that looks at a whole array first passes over it once more, and some write it down. Of the elementwise ones
-# these read an old slot after its successor has been needed, which XLA:CPU answers with a copy.
+# A rule that looks at a whole array first passes over it once more, and some write it down.
+IN_PLACE = {name: tx for name, tx in STEPS.items() if lifts(tx) <= {"elementwise"}}
+IN_PLACE |= {name: STEPS[name] for name in ("partition", "master_weights", "clip and adamw")}
+# These read an old slot after its successor has been needed, which XLA:CPU answers with a copy: of a block of a large
+# leaf, or of a whole leaf too small for blocks.
 COPIED = {"adadelta", "adan", "cocob", "ftrl", "gpa_adamw", "optimistic_adam", "optimistic_adam_v2"}
 COPIED |= {"optimistic_gradient_descent", "rprop", "schedule_free_adamw"}
-IN_PLACE = {name: tx for name, tx in STEPS.items() if lifts(tx) <= {"elementwise"} and name not in COPIED}
-IN_PLACE |= {name: STEPS[name] for name in ("partition", "master_weights", "clip and adamw")}
 
 
 def some(scale=1.0, dtype=jnp.float32):
@@ -50,15 +51,19 @@ def assert_close(left, right, eps=2.4e-7):
         np.testing.assert_allclose(np.asarray(a, np.float32), np.asarray(b, np.float32), rtol=eps, atol=eps)
 
 
-@pytest.mark.parametrize("tx", IN_PLACE.values(), ids=IN_PLACE)
-def test_in_place_without_temporaries_or_copies(tx):
-    params, grads = some(), some(0.1)
-    state = tx.init(params)
-    program = lo.compile_update(tx).lower(params, state, grads).compile()
+@pytest.mark.parametrize("name", IN_PLACE)
+def test_in_place_without_temporaries_or_copies(name):
+    shapes = {"w": (8192, 4096), "v": (300, 128), "b": (256,)}
+    params = {key: jax.ShapeDtypeStruct(shape, jnp.float32) for key, shape in shapes.items()}
+    tx = IN_PLACE[name]
+    state = jax.eval_shape(tx.init, params)
+    program = lo.compile_update(tx).lower(params, state, params).compile()
     memory, text = program.memory_analysis(), program.as_text()
-    assert memory.alias_size_in_bytes == size((params, state))
-    assert memory.temp_size_in_bytes <= 0.01 * size(params)
-    assert not re.findall(r"= f32\[\d[^ ]* copy\(", text)
+    held, parameters = (sum(4 * math.prod(leaf.shape) for leaf in jax.tree.leaves(tree)) for tree in (state, params))
+    assert memory.alias_size_in_bytes >= parameters + held - 64
+    assert memory.temp_size_in_bytes <= 0.01 * parameters
+    copied = [math.prod(map(int, dims.split(","))) for dims in re.findall(r"= f32\[([\d,]+)[^ ]* copy\(", text)]
+    assert max(copied, default=0) <= (2**16 if name in COPIED else 0)
 
 
 @compiled
