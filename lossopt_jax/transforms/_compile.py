@@ -77,15 +77,23 @@ class CompiledUpdate:
             return self.fn(params, state, grads, **extra)
         functions = tuple((name, value) for name, value in extra.items() if callable(value))
         arrays = {name: value for name, value in extra.items() if not callable(value)}
-        blocks = on_one_cpu((params, state, grads))
+        rest = state, grads, arrays, functions, on_one_cpu((params, state, grads))
         try:
-            after, state = self.jitted(_arrays_only(params), state, _arrays_only(grads), arrays, functions, blocks)
+            return self.jitted(params, *rest)
+        except TypeError:
+            if all(is_array_like(leaf) for leaf in jax.tree.leaves((params, grads))):
+                raise
+            return self._beside_others(params, *rest)
         except RuntimeError as error:
             if "donate" not in str(error):
                 raise
             got = _shared({"params": params, "state": state, "grads": grads, **extra})
             remedy = "what is updated in place is donated: give each leaf its own with jnp.copy"
             raise ValueError(complaint("compile_update", "arrays", "be held once", got, remedy)) from None
+
+    def _beside_others(self, params: Any, state: Any, grads: Any, *rest: Any) -> tuple[Any, Any]:
+        """The step with parameters beside leaves that `jit` cannot take."""
+        after, state = self.jitted(_arrays_only(params), state, _arrays_only(grads), *rest)
         return jax.tree.map(lambda new, old: old if new is None else new, after, params, is_leaf=none_is_leaf), state
 
     def trace(self, params: Any, state: Any, grads: Any, **extra: Any) -> Any:
