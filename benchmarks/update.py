@@ -219,8 +219,10 @@ def main():
         print(f"| rule | ours | optax | torch | {loop} | optax/ours | ours/torch | ours/loop | temporaries ours, optax "
               "| fusions | copies | trace + lower + compile s ours, optax |")  # fmt: skip
         print("|---" * 12 + "|")
-        for rule in options.rules:
-            tx, theirs, fused, floor = RULES[rule]
+        packable = [f"{rule}, packed" for rule in options.rules if rule not in ("lamb", "adafactor")]
+        for rule in [*options.rules, *(packable if model == "small" else [])]:
+            tx, theirs, fused, floor = RULES[rule.removesuffix(", packed")]
+            tx = lo.pack_small(tx) if rule.endswith("packed") else tx
             sides = {"ours": Ours(tx, shapes), "optax": Jax(by_optax(theirs), theirs, shapes)}
             sides |= {"torch": Torch(*fused, shapes)} if fused else {}
             sides |= {"floor": Floor(floor, shapes)} if floor else {}

@@ -13,6 +13,7 @@ from lossopt_jax.transforms import (
     masked,
     master_weights,
     named_chain,
+    pack_small,
     partition,
     set_hyperparams,
     stochastic_rounding,

@@ -68,6 +68,7 @@ from lossopt_jax.transforms._line_search import (
     scale_by_zoom_linesearch,
     value_and_grad_from_state,
 )
+from lossopt_jax.transforms._packing import pack_small
 from lossopt_jax.transforms._polyak import scale_by_momo, scale_by_momo_adam, scale_by_polyak
 from lossopt_jax.transforms._precision import master_weights, stochastic_rounding
 from lossopt_jax.transforms._primal_averages import (

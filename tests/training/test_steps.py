@@ -132,18 +132,20 @@ def test_no_step_compiles_twice(line):
     assert len(traces) == before
 
 
+@pytest.mark.parametrize("blocks", [False, True])
 @pytest.mark.parametrize("optimizer", ["sgd", "sgd(0.1, momentum=0.9)", "adam", "adamw"])
-def test_the_step_updates_in_place(optimizer):
+def test_the_step_updates_in_place(optimizer, blocks):
     """Every parameter and slot is its own output buffer, and nothing of their size is copied."""
     program = lo.compile(lambda p, x: x @ p, optimizer=optimizer, loss="mse")
     state = program.init(jnp.ones((256, 512)))
     batch = jnp.ones((8, 256)), jnp.ones((8, 512))
-    compiled = program._donating_step.lower(state, *batch).compile()
+    compiled = program._donating_step.lower(state, *batch, blocks).compile()
     memory = compiled.memory_analysis()
     held = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     assert memory.alias_size_in_bytes >= held - 64
     copies = [line for line in compiled.as_text().splitlines() if re.search(r"\bcopy\(", line)]
-    assert not [line for line in copies if "256,512" in line]
+    assert not [line for line in copies if "256,512" in line or "131072" in line]
+    assert (" while(" in compiled.as_text()) == (blocks and optimizer != "sgd")
     # beyond the gradient and the activations, nothing: one parameter's size plus the batch's rows
     assert memory.temp_size_in_bytes <= 256 * 512 * 4 + 4 * 8 * 512 * 4 + 4096
 
