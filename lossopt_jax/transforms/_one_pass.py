@@ -82,13 +82,15 @@ def _blocks(rows: list[list[Any]]) -> dict[int, int]:
 
 
 def _once_done(state: Any, old: Any, ends: list[jax.Array]) -> Any:
-    """The state, whose first step counts when all loops have ended: so that each keeps its own counter till then."""
+    """The state, whose numbers change when all loops have ended.
+
+    So each loop keeps its own counter until then, and no number is overwritten in place before the last loop that reads
+    it, which XLA:CPU's region analysis alone does not see to (from jax 0.12).
+    """
     if not ends:
         return state
-    (first, *others), treedef = jax.tree.flatten(state, is_leaf=_is_rule)
-    before = jax.tree.leaves(old, is_leaf=_is_rule)[0].step
-    step = jnp.where(functools.reduce(jnp.logical_and, ends), first.step, before)
-    return jax.tree.unflatten(treedef, [first._replace(step=step), *others])
+    done = functools.reduce(jnp.logical_and, ends)
+    return jax.tree.map(lambda new, before: jnp.where(done, new, before) if new.ndim == 0 else new, state, old)
 
 
 def run_in_blocks(
@@ -138,11 +140,12 @@ def run_in_blocks(
     new = head | new
     if ok is not None:
         after, new = jax.tree.map(functools.partial(jnp.where, ok), (after, new), (leaves, before))
-    found = slots.of(new_tail := {name: new[name] for name in tail.names})
+    new_tail = _once_done({name: new[name] for name in tail.names}, old, ends)
+    found = slots.of(new_tail)
     for index, (p, *blocks_of_slots) in results.items():
         after[index], given = p, iter(blocks_of_slots)
         for leaves_of_slot in found:
             if leaves_of_slot[index] is not None:
                 leaves_of_slot[index] = next(given)
-    new |= _once_done(slots.put(new_tail, found), old, ends)
+    new |= slots.put(new_tail, found)
     return treedef.unflatten(after), new[""] if lone else {name: new[name] for name in chain.names}
