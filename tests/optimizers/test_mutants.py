@@ -76,11 +76,13 @@ def mutate(function, place, kind, name):
 
 def survives(rule, kind, name):
     """Whether every case that runs the rule is still green."""
-    function, once = rule.function, rule.once
+    function, once, measure = rule.function, rule.once, rule.measure
     try:
         object.__setattr__(rule, "function", mutate(function, 2 if rule.lift == "wrapper" else 1, kind, name))
         if once is not None and kind != "output":
             object.__setattr__(rule, "once", mutate(once, 0, kind, name))
+        if measure is not None and kind == "argument":
+            object.__setattr__(rule, "measure", mutate(measure, 0, kind, name))
         program.cache_clear()
         for case in cases_of_rules()[rule.name]:
             if id(case) not in _expected:
@@ -93,6 +95,7 @@ def survives(rule, kind, name):
     finally:
         object.__setattr__(rule, "function", function)
         object.__setattr__(rule, "once", once)
+        object.__setattr__(rule, "measure", measure)
         program.cache_clear()
 
 
