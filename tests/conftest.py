@@ -1,5 +1,6 @@
 """Every test runs strict: dtype promotion, rank promotion, eight CPU devices, warnings as errors (pyproject)."""
 
+import itertools
 import os
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
@@ -12,6 +13,17 @@ import pytest
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+_tests = itertools.count(1)
+
+
+@pytest.fixture(autouse=True)
+def few_programs():
+    """Forget compiled programs from time to time: each is some memory mappings, of which Linux allows 65,530."""
+    yield
+    if next(_tests) % 400 == 0:
+        jax.clear_caches()
 
 
 @pytest.fixture
