@@ -56,7 +56,8 @@ def types(tree):
 @packable
 def test_states_and_updates_are_the_unpacked_ones(pair):
     tx, packed = pair
-    params, ulps = some(0), 2 if lifts(tx) <= {"elementwise"} else 2.0**11  # sums in another order, and differences
+    # two compilations contract products in other ways, which a difference shows; sums over the tree have another order
+    params, ulps = some(0), 8 if lifts(tx) <= {"elementwise"} else 2.0**11
     mine = packed.init(params)
     assert_same(packed.unpack(mine, params), tx.init(params), 0)
     for seed, without in ((1, {}), (2, {"b": None}), (3, {})):  # one step without a gradient for a leaf of a group
