@@ -37,13 +37,13 @@ def gradients(seed, **without):
     return some(seed) | {"number": np.zeros(3, jax.dtypes.float0)} | without
 
 
-def assert_same(left, right, ulps):
+def assert_same(left, right, ulps, least_scale=0.0):
     assert jax.tree.structure(left) == jax.tree.structure(right)
     for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
         assert (a.shape, a.dtype) == (b.shape, b.dtype)
         a, b = (np.asarray(x).astype(np.complex64) if x.dtype == jnp.bfloat16 else np.asarray(x) for x in (a, b))
         if a.size and a.dtype.kind in "fc":
-            scale = np.max(np.abs(a), where=np.isfinite(a), initial=0)
+            scale = np.max(np.abs(a), where=np.isfinite(a), initial=least_scale)
             np.testing.assert_allclose(a, b, rtol=ulps * 2.0**-23, atol=ulps * 2.0**-23 * scale)
         elif a.dtype != jax.dtypes.float0:
             np.testing.assert_array_equal(a, b)
@@ -56,8 +56,7 @@ def types(tree):
 @packable
 def test_states_and_updates_are_the_unpacked_ones(pair):
     tx, packed = pair
-    # two compilations contract products in other ways, which a difference shows; sums over the tree have another order
-    params, ulps = some(0), 8 if lifts(tx) <= {"elementwise"} else 2.0**11
+    params, ulps = some(0), 2 if lifts(tx) <= {"elementwise"} else 2.0**11  # sums in another order, and differences
     mine = packed.init(params)
     assert_same(packed.unpack(mine, params), tx.init(params), 0)
     for seed, without in ((1, {}), (2, {"b": None}), (3, {})):  # one step without a gradient for a leaf of a group
@@ -66,11 +65,13 @@ def test_states_and_updates_are_the_unpacked_ones(pair):
         updates, mine = advance(packed, grads, mine, params)
         expected, state = advance(tx, grads, before, params)
         assert_same(packed.unpack(mine, params), state, ulps)
+        # an update may be a difference, of terms larger than itself: as large as other elements' updates, say
+        sizes = [np.max(np.abs(u), initial=0) for u in expected.values() if getattr(u, "dtype", None) == jnp.float32]
         for name, update in updates.items():  # bfloat16 by one of its own units
             if hasattr(update, "dtype") and update.dtype == jnp.bfloat16:
                 np.testing.assert_allclose(np.float32(update), np.float32(expected[name]), rtol=2.0**-7)
             else:
-                assert_same(update, expected[name], ulps)
+                assert_same(update, expected[name], ulps, max(sizes))
         params = lo.apply_updates(params, updates)
 
 
