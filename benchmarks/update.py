@@ -1,6 +1,6 @@
 """One update step of nine optimizers on three models: ours, optax's, torch's fused, and one pass over the same memory.
 
-    python benchmarks/update.py [--models gpt2 resnet50 small] [--rules adamw lion …] [--repeats 20]
+    python benchmarks/update.py [--models gpt2 resnet50 small] [--rules adamw lion …] [--repeats 10]
 
 All sides in one process, interleaved, minimum of many; parameters and state donated on both JAX sides. The floor is a
 loop in C that reads and writes every array once with the rule's arithmetic, compiled here if there is a compiler, else
@@ -29,6 +29,7 @@ import lossopt_jax as lo
 
 rules, recipes = lo.transforms, lo.optimizers
 RATE, DECAY = 1e-3, 1e-2
+ROUNDS = 3
 
 
 def gpt2(width=512, layers=12, vocabulary=50257, context=1024):
@@ -115,10 +116,11 @@ class Floor:
     """One pass over parameters, slots and gradients."""
 
     def __init__(self, loop, shapes):
-        sizes = [math.prod(shape) for shape in shapes]
-        self.loop, self.sizes = loop, sizes
-        self.held = [[np.full(n, 0.1, np.float32) for n in sizes] for _ in range(ARRAYS[loop])]
-        self.grads = [np.full(n, 0.01, np.float32) for n in sizes]
+        self.loop, self.sizes = loop, [math.prod(shape) for shape in shapes]
+
+    def renew(self):
+        self.held = [[np.full(n, 0.1, np.float32) for n in self.sizes] for _ in range(ARRAYS[self.loop])]
+        self.grads = [np.full(n, 0.01, np.float32) for n in self.sizes]
 
     def __call__(self):
         if LIBRARY is None:
@@ -138,12 +140,14 @@ class Floor:
 
 class Torch:
     def __init__(self, name, options, shapes):
-        options = dict(options)
-        self.clip = options.pop("clip", None)
-        self.leaves = [torch.full(shape, 0.1) for shape in shapes]
+        self.options, self.name, self.shapes = dict(options), name, shapes
+        self.clip = self.options.pop("clip", None)
+
+    def renew(self):
+        self.leaves = [torch.full(shape, 0.1) for shape in self.shapes]
         for leaf in self.leaves:
             leaf.grad = torch.full(leaf.shape, 0.01)
-        self.optimizer = getattr(torch.optim, name)(self.leaves, lr=RATE, fused=True, **options)
+        self.optimizer = getattr(torch.optim, self.name)(self.leaves, lr=RATE, fused=True, **self.options)
 
     def __call__(self):
         if self.clip:
@@ -155,9 +159,8 @@ class Jax:
     """A jitted step over donated memory, and what its program says of itself."""
 
     def __init__(self, step, tx, shapes):
-        self.params = [jnp.full(shape, 0.1) for shape in shapes]
-        self.grads = [jnp.full(shape, 0.01) for shape in shapes]
-        self.state = jax.block_until_ready(tx.init(self.params))
+        self.tx, self.shapes = tx, shapes
+        self.renew()
         arguments = (self.params, self.state, self.grads)
         start = time.perf_counter()
         traced = step.trace(*arguments)
@@ -171,6 +174,12 @@ class Jax:
         self.copies = len(re.findall(r"\[\d[\d,]*\]\{[^}]*\} copy\(", compiled.as_text()))
         parameters = sum(leaf.nbytes for leaf in self.params)
         self.temporaries = compiled.memory_analysis().temp_size_in_bytes / parameters
+
+    def renew(self):
+        self.params = self.grads = self.state = None
+        self.params = [jnp.full(shape, 0.1) for shape in self.shapes]
+        self.grads = [jnp.full(shape, 0.01) for shape in self.shapes]
+        self.state = jax.block_until_ready(self.tx.init(self.params))
 
     def __call__(self):
         self.params, self.state = jax.block_until_ready(self.step(self.params, self.state, self.grads))
@@ -192,13 +201,21 @@ class Ours(Jax):
 
 
 def measured(sides, repeats):
-    best = dict.fromkeys(sides, math.inf)
-    for turn in range(repeats + 2):
-        for name in (order := list(sides))[turn % len(order) :] + order[: turn % len(order)]:
-            start = time.perf_counter()
-            sides[name]()
-            if turn > 1:
-                best[name] = min(best[name], time.perf_counter() - start)
+    """The least time of each side, in rounds with fresh arrays: where those lie makes identical programs differ.
+
+    Every other turn goes backwards, as threads of OpenMP spin for a while after their work and slow down what follows.
+    """
+    best, order = dict.fromkeys(sides, math.inf), list(sides)
+    for _ in range(ROUNDS):
+        for name in order:
+            sides[name].renew()
+        for turn in range(repeats + 2):
+            order = [*order[1:], order[0]] if turn % 2 else order[::-1]
+            for name in order:
+                start = time.perf_counter()
+                sides[name]()
+                if turn > 1:
+                    best[name] = min(best[name], time.perf_counter() - start)
     return best
 
 
@@ -206,7 +223,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
     parser.add_argument("--rules", nargs="+", default=list(RULES), choices=RULES)
-    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--repeats", type=int, default=10)
     options = parser.parse_args()
     loop = "C loop" if LIBRARY else "NumPy copies"
     print(

@@ -37,3 +37,12 @@ def x64():
     jax.config.update("jax_enable_x64", True)
     yield
     jax.config.update("jax_enable_x64", False)
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+    """What is traced on a machine with one device only."""
+    jax.clear_caches()
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    yield
+    jax.clear_caches()

@@ -32,6 +32,15 @@ def matrices(params):
     return jax.tree.map(lambda p: np.ndim(p) > 1, params)
 
 
+def within_hundred(params):
+    """A projection of complex parameters too."""
+    return jax.tree.map(lambda p: p if jnp.iscomplexobj(p) else jnp.clip(p, -100, 100), params)
+
+
+def vectors(params):
+    return jax.tree.map(lambda p: np.ndim(p) < 2, params)
+
+
 def by_rank(params):
     return jax.tree.map(lambda p: "matrix" if np.ndim(p) > 1 else "rest", params)
 
@@ -110,22 +119,43 @@ def lifts(tx):
 
 
 TRANSFORMS = {
+    "adaptive_grad_clip": Row(T.adaptive_grad_clip, "clipping", 0.1, 0.01),
     "add_decayed_weights": Row(T.add_decayed_weights, "weight_decay", 0.1, 0.01, unbounded=True),
     "add_noise": Row(lambda x: T.add_noise(x, 0.5), "eta", 0.1, 0.01, restless=True, unbounded=True),
     "cautious": Row(lambda x: T.cautious(T.scale_by_adam(), x), "min_fraction", 0.9, 0.5),
+    "apply_if_finite": Row(lambda x: T.apply_if_finite(O.adam(x)), "learning_rate", 0.1, 0.01),
+    "centralize": Row(lambda x: lo.chain(T.centralize(), O.sgd(x)), "learning_rate", 0.1, 0.01, unbounded=True),
     "chain": Row(lambda x: lo.chain(T.clip_by_global_norm(1.0), O.adamw(x)), "learning_rate", 0.1, 0.01),
     "clip": Row(T.clip, "max_delta", 0.1, 0.5),
     "clip_by_block_rms": Row(T.clip_by_block_rms, "threshold", 0.5, 0.1),
     "clip_by_global_norm": Row(T.clip_by_global_norm, "max_norm", 0.5, 0.1),
+    "add_decay_to_initial": Row(T.add_decay_to_initial, "weight_decay", 0.1, 0.01, unbounded=True),
+    "add_independent_weight_decay": Row(
+        lambda x: lo.chain(O.sgd(0.1), T.add_independent_weight_decay(x)), "weight_decay", 0.1, 0.01, unbounded=True
+    ),
+    "clip_by_norm": Row(T.clip_by_norm, "max_norm", 0.5, 0.1),
+    "clip_by_norm_quantile": Row(lambda x: T.clip_by_norm_quantile(x, 4), "quantile", 0.5, 0.1, unbounded=True),
+    "compress_state": Row(lambda x: lo.compress_state(O.adamw(x), "int8"), "learning_rate", 0.1, 0.01),
     "correct_by_previous_gradient": Row(T.correct_by_previous_gradient, "b1", 0.9, 0.5),
+    "dynamic_loss_scale": Row(lambda x: T.dynamic_loss_scale(O.adam(x), 4.0), "learning_rate", 0.1, 0.01),
     "ema": Row(T.ema, "decay", 0.9, 0.5, unbounded=True),
+    "ema_params": Row(lambda x: T.ema_params(O.adam(0.1), x), "decay", 0.9, 0.5),
+    "kahan": Row(lambda x: T.kahan(O.adam(x)), "learning_rate", 0.1, 0.01),
+    "keep_params_nonnegative": Row(
+        lambda x: lo.chain(O.sgd(x), T.keep_params_nonnegative()), "learning_rate", 0.1, 0.01, True, True
+    ),
+    "freeze": Row(lambda x: lo.chain(T.freeze(vectors), O.sgd(x)), "learning_rate", 0.1, 0.01, unbounded=True),
     "masked": Row(lambda x: lo.masked(T.trace(x), matrices), "decay", 0.9, 0.5, unbounded=True),
     "master_weights": Row(lambda x: lo.master_weights(O.adam(x)), "learning_rate", 0.1, 0.01),
+    "multi_steps": Row(lambda x: T.multi_steps(O.adam(x), 2), "learning_rate", 0.1, 0.01),
     "named_chain": Row(lambda x: lo.named_chain(("a", T.trace(0.9)), ("b", O.sgd(x))), "learning_rate", 0.1, 0.01),
     "normalize_by_update_norm": Row(T.normalize_by_update_norm, "scale_factor", 2.0, 0.5),
     "pack_small": Row(lambda x: lo.pack_small(O.adamw(x), 12), "learning_rate", 0.1, 0.01),
     "partition": Row(
         lambda x: lo.partition({"matrix": T.scale_by_rms(x), "rest": O.sgd(1.0)}, by_rank), "decay", 0.9, 0.5
+    ),
+    "project_params": Row(
+        lambda x: lo.chain(O.sgd(x), T.project_params(within_hundred)), "learning_rate", 0.1, 0.01, unbounded=True
     ),
     "scale": Row(T.scale, "step_size", -2.0, 0.5, unbounded=True),
     "scale_by_acprop": Row(lambda x: T.scale_by_acprop(b2=x), "b2", 0.9, 0.5, unbounded=True),
@@ -169,8 +199,15 @@ TRANSFORMS = {
     "scale_by_stddev": Row(T.scale_by_stddev, "decay", 0.9, 0.5),
     "scale_by_trust_ratio": Row(lambda x: T.scale_by_trust_ratio(x), "min_norm", 30.0, 20.0),
     "scale_by_yogi": Row(T.scale_by_yogi, "b1", 0.9, 0.5, restless=True),
+    "selective_transform": Row(
+        lambda x: T.selective_transform(O.adamw(x), freeze_mask=vectors), "learning_rate", 0.1, 0.01
+    ),
+    "skip_large_updates": Row(lambda x: T.skip_large_updates(O.adam(x), 1e30), "learning_rate", 0.1, 0.01),
+    "skip_spikes": Row(lambda x: T.skip_spikes(O.adam(x), 1e3, 0.5, 4), "learning_rate", 0.1, 0.01),
     "stochastic_rounding": Row(lambda x: lo.stochastic_rounding(O.adam(x)), "learning_rate", 0.1, 0.01),
+    "swa": Row(lambda x: T.swa(O.adam(x), 1), "learning_rate", 0.1, 0.01),
     "trace": Row(lambda x: T.trace(x, nesterov=True), "decay", 0.9, 0.5, unbounded=True),
+    "zero_nans": Row(lambda x: lo.chain(T.zero_nans(), O.sgd(x)), "learning_rate", 0.1, 0.01, unbounded=True),
     # quasi-Newton
     "scale_by_backtracking_linesearch": Row(
         lambda x: lo.chain(O.sgd(1.0), T.scale_by_backtracking_linesearch(20, max_learning_rate=x)),

@@ -11,6 +11,7 @@ from lossopt_jax._core._checks import (
     UNIT,
     Range,
     along_leading_axes,
+    axes_of,
     bound_arguments,
     check_scalar,
     complaint,
@@ -34,11 +35,14 @@ from lossopt_jax._core._jax import (
     cpu_compiler_options,
     cpu_cores,
     dependencies,
+    holds_tracers,
+    inlinable,
     is_tracer,
     on_one_cpu,
     pallas_modules,
     standard_promotion,
-    sums,
+    sums_apart,
+    sums_in_one_loop,
 )
 from lossopt_jax._core._random import leaf_seed, random_bits, random_normal
 from lossopt_jax._core._registry import Registry

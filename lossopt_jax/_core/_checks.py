@@ -87,6 +87,19 @@ def bound_arguments(
     return dict(bound.arguments)
 
 
+def axes_of(where: str, axis: int | tuple[int, ...], ndim: int) -> tuple[int, ...]:
+    """One axis or several of an array, counted from the front.
+
+    Raises:
+      ValueError: an axis that the array lacks.
+    """
+    axes = axis if isinstance(axis, tuple) else (axis,)
+    if not all(-ndim <= a < ndim for a in axes):
+        must = f"name axes of an array that has {ndim}"
+        raise ValueError(complaint(where, "axis", must, axis, "choose leaves of one rank with masked or partition"))
+    return tuple(a % ndim for a in axes)
+
+
 def along_leading_axes(where: str, name: str, array: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """A mask or weights of the shape of the values, or of their leading axes, spread over all of them.
 

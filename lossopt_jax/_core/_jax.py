@@ -18,6 +18,11 @@ def is_tracer(value: Any) -> bool:
     return isinstance(value, jax.core.Tracer)
 
 
+def holds_tracers(tree: Any) -> bool:
+    """Whether any leaf is abstract; by the few types that there are, since this runs before every step."""
+    return any(issubclass(kind, jax.core.Tracer) for kind in set(map(type, jax.tree.leaves(tree))))
+
+
 @contextmanager
 def standard_promotion() -> Iterator[None]:
     """Callables that are not ours may mix dtypes and ranks, whatever the caller has configured."""
@@ -25,15 +30,32 @@ def standard_promotion() -> Iterator[None]:
         yield
 
 
-def _sums_in_one_loop(*terms: jax.Array) -> tuple[jax.Array, ...]:
+_ROW = 1 << 7
+
+
+def sums_in_one_loop(*terms: jax.Array) -> tuple[jax.Array, ...]:
+    """The sum of each of some arrays of one shape and dtype, for XLA:CPU, which runs several one after the other.
+
+    Row by row, since such a loop adds one number after the other to one sum, whose last bits get lost.
+    """
+
     def add(left: tuple[jax.Array, ...], right: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         return tuple(map(jnp.add, left, right))
 
     zeros = tuple(jnp.zeros((), term.dtype) for term in terms)
-    return tuple(jax.lax.reduce(terms, zeros, add, tuple(range(terms[0].ndim))))
+    size = terms[0].size
+    if size <= 2 * _ROW:
+        return tuple(jax.lax.reduce(terms, zeros, add, tuple(range(terms[0].ndim))))
+    if jax.device_count() > 1:
+        return sums_apart(*terms)  # rows would tear shards
+    flat, whole = [term.reshape(-1) for term in terms], size // _ROW * _ROW
+    rows = jax.lax.reduce(tuple(x[:whole].reshape(-1, _ROW) for x in flat), zeros, add, (1,))
+    rest = jax.lax.reduce(tuple(x[whole:] for x in flat), zeros, add, (0,))
+    return add(sums_in_one_loop(*rows), rest)
 
 
-def _sums_apart(*terms: jax.Array) -> tuple[jax.Array, ...]:
+def sums_apart(*terms: jax.Array) -> tuple[jax.Array, ...]:
+    """The same for all others: XLA fuses them, and shards add up, not gather, one number."""
     return tuple(map(jnp.sum, terms))
 
 
@@ -52,12 +74,6 @@ def on_one_cpu(tree: Any) -> bool:
     shardings = (getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(tree))
     devices = [sharding.device_set for sharding in shardings if sharding is not None]
     return len(set().union(*devices)) <= 1
-
-
-def sums(*terms: jax.Array) -> tuple[jax.Array, ...]:
-    """The sum of each of some arrays of one shape and dtype, all in one pass and none of them materialised."""
-    # XLA:CPU runs several sums one after the other; elsewhere it fuses them, and shards add up, not gather, one number
-    return jax.lax.platform_dependent(*terms, cpu=_sums_in_one_loop, default=_sums_apart)
 
 
 def cpu_compiler_options() -> dict[str, bool]:
@@ -87,6 +103,15 @@ def bind_equation(equation: Any, inputs: list[Any]) -> list[Any]:
     functions, parameters = bound if isinstance(bound, tuple) else ((), bound)  # a pair before jax 0.10
     outputs = equation.primitive.bind(*functions, *inputs, **parameters)
     return list(outputs) if equation.primitive.multiple_results else [outputs]
+
+
+def inlinable(equation: Any) -> Any:
+    """The jaxpr of a plain call of a jitted function, else None."""
+    if equation.primitive.name not in ("jit", "pjit"):
+        return None
+    shardings = (*equation.params["in_shardings"], *equation.params["out_shardings"])
+    plain = all(type(sharding).__name__ == "UnspecifiedValue" for sharding in shardings)
+    return equation.params["jaxpr"] if plain else None
 
 
 def dependencies(function: Any, *arguments: jax.Array) -> list[set[int]]:

@@ -23,11 +23,12 @@ _LEAST_ARRAY = 1 << 17
 Arrays = tuple[jax.Array, ...]
 
 
-def block_of(size: int) -> int | None:
-    """The block length for an array of some size, a divisor of it; None where blocks would not pay."""
+def block_of(size: int, multiple: int = 1) -> int | None:
+    """The block length for an array of some size, a divisor of it and a multiple; None where blocks would not pay."""
     if not _LEAST_ARRAY <= size < 2**31:
         return None
-    return next((length for length in range(_BLOCK, _LEAST_BLOCK, -1) if size % length == 0), None)
+    lengths = range(_BLOCK // multiple * multiple, _LEAST_BLOCK, -multiple)
+    return next((length for length in lengths if size % length == 0), None)
 
 
 def _entangled(body: Callable[[Arrays, Arrays], Arrays], updated: Arrays, read: Arrays) -> bool:
@@ -44,6 +45,29 @@ def _entangled(body: Callable[[Arrays, Arrays], Arrays], updated: Arrays, read: 
     return False
 
 
+def _cut(arrays: list[jax.Array], index: jax.Array, count: int) -> Arrays:
+    """The part number `index` of `count` equal ones of each array."""
+    return tuple(lax.dynamic_slice(x, (index * (x.size // count),), (x.size // count,)) for x in arrays)
+
+
+def _put(arrays: list[jax.Array], blocks: Arrays, index: jax.Array) -> list[jax.Array]:
+    return [lax.dynamic_update_slice(x, block, (index * block.size,)) for x, block in zip(arrays, blocks, strict=True)]
+
+
+def _loop(
+    turn: Callable[[jax.Array, jax.Array, list[jax.Array]], list[jax.Array]], held: list[jax.Array], count: int
+) -> tuple[list[jax.Array], jax.Array]:
+    """`held = turn(index, more, held)` so many times, `more` being True; and a flag that is True when all is done."""
+
+    def step(carry: tuple[jax.Array, jax.Array, list[jax.Array]]) -> tuple[jax.Array, jax.Array, list[jax.Array]]:
+        index, more, held = carry
+        return index + 1, index + 1 < count, turn(index, more, held)
+
+    first = jnp.zeros((), jnp.int32), jnp.ones((), bool), held
+    index, more, held = lax.while_loop(lambda carry: carry[1], step, first)
+    return held, ~more & (index > 0)
+
+
 def in_blocks(
     body: Callable[[Arrays, Arrays], Arrays], updated: Arrays, read: Arrays, length: int
 ) -> tuple[Arrays, jax.Array]:
@@ -51,35 +75,45 @@ def in_blocks(
 
     Args:
       body: new values of the updated arrays, element by element.
-      updated: arrays of one shape, any dtypes.
-      read: more of that shape.
-      length: from `block_of`.
+      updated: arrays of one size, any dtypes, or of a part of that which corresponds element by element of the part.
+      read: more of those.
+      length: from `block_of`, for the first array.
 
     Returns:
       (arrays, done): `done` is True, and known only when the loop has run. Whoever uses it keeps the loop's counter
       alive, which would otherwise lend its memory to the next loop and so make that one wait.
     """
-    count = updated[0].size // length
     flat_read, flat = [x.reshape(-1) for x in read], [x.reshape(-1) for x in updated]
+    start, count = jnp.zeros((), jnp.int32), updated[0].size // length
+    entangled = _entangled(body, _cut(flat, start, count), _cut(flat_read, start, count))
 
-    def cut(arrays: list[jax.Array], index: jax.Array) -> Arrays:
-        return tuple(lax.dynamic_slice(x, (index * length,), (length,)) for x in arrays)
-
-    start = jnp.zeros((), jnp.int32)
-    entangled = _entangled(body, cut(flat, start), cut(flat_read, start))
-
-    def turn(carry: tuple[jax.Array, jax.Array, list[jax.Array]]) -> tuple[jax.Array, jax.Array, list[jax.Array]]:
-        index, more, held = carry
-
+    def turn(index: jax.Array, more: jax.Array, held: list[jax.Array]) -> list[jax.Array]:
         def blocks() -> Arrays:
-            return body(cut(held, index), cut(flat_read, index))
+            return body(_cut(held, index, count), _cut(flat_read, index, count))
 
         # a branch is a border for XLA's fusions: the new blocks stand side by side before the first is written back,
         # where otherwise whole arrays would be copied in every turn
-        new = lax.cond(more, blocks, lambda: cut(held, index)) if entangled else blocks()
-        held = [lax.dynamic_update_slice(x, block, (index * length,)) for x, block in zip(held, new, strict=True)]
-        return index + 1, index + 1 < count, held
+        new = lax.cond(more, blocks, lambda: _cut(held, index, count)) if entangled else blocks()
+        return _put(held, new, index)
 
-    first = start, jnp.ones((), bool), flat
-    index, more, held = lax.while_loop(lambda carry: carry[1], turn, first)
-    return tuple(x.reshape(updated[0].shape) for x in held), ~more & (index > 0)
+    held, done = _loop(turn, flat, count)
+    return tuple(x.reshape(old.shape) for x, old in zip(held, updated, strict=True)), done
+
+
+def sums_of_blocks(
+    make: Callable[[Arrays], list[jax.Array]], read: Arrays, length: int
+) -> tuple[list[jax.Array], jax.Array]:
+    """The sum of all blocks of each array that a function makes, element by element: ([length] each, `done`).
+
+    So no number is ever waited for: adding up within a block is left to whoever takes the sums.
+    """
+    flat, count = [x.reshape(-1) for x in read], read[0].size // length
+
+    def blocks(index: jax.Array) -> list[jax.Array]:
+        return make(_cut(flat, index, count))
+
+    def turn(index: jax.Array, more: jax.Array, held: list[jax.Array]) -> list[jax.Array]:
+        return [total + block for total, block in zip(held, blocks(index), strict=True)]
+
+    made = jax.eval_shape(blocks, jnp.zeros((), jnp.int32))
+    return _loop(turn, [jnp.zeros(x.shape, x.dtype) for x in made], count)

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from lossopt_jax._core import (
     complaint,
     cpu_compiler_options,
+    holds_tracers,
     is_array_like,
-    is_tracer,
     leaf_paths,
     none_is_leaf,
     on_one_cpu,
@@ -82,7 +82,7 @@ class Program:
         """
         check_alive("train_step", state)
         x, y, _ = as_examples("train_step", batch)
-        if any(is_tracer(leaf) for leaf in jax.tree.leaves((state, x, y))):
+        if holds_tracers((state, x, y)):
             return self._step(state, x, y)
         if donate:
             return self._donating_step(state, x, y, on_one_cpu((state, x, y)))
@@ -197,7 +197,7 @@ class Program:
     def _jit(self, function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
         return jax.jit(function, compiler_options=cpu_compiler_options(), **options)
 
-    def _step(self, state: TrainState, x: Any, y: Any, blocks: bool = False) -> tuple[TrainState, dict[str, Any]]:
+    def _step(self, state: TrainState, x: Any, y: Any, blocks: bool | None = None) -> tuple[TrainState, dict[str, Any]]:
         clean = state._replace(metrics=self.model.clean())
         after, trace = _steps.train_step(self.model, clean, x, y, None, True, blocks)
         figures = self.model.read(after.metrics) | {"loss": trace.loss, "grad_norm": trace.grad_norm}

@@ -118,7 +118,7 @@ def train_step(
     y: Any,
     where: jax.Array | None,
     alive: jax.Array | bool,
-    blocks: bool = False,
+    blocks: bool | None = None,
 ) -> tuple[TrainState, Trace]:
     """One step, or none: a loss or gradient that is not finite, or a run that is over, leaves the state alone.
 
@@ -150,7 +150,7 @@ def train_epoch(
     size: int,
     batch_size: int,
     shuffle: bool,
-    blocks: bool,
+    blocks: bool | None,
 ) -> tuple[TrainState, jax.Array, jax.Array]:
     """Every example once: (state, all steps fine, a row per step); after a bad step the rest does nothing."""
     order = jnp.arange(size)

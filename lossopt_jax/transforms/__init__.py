@@ -1,5 +1,6 @@
 """Gradient → update: rules, and what wraps and composes them."""
 
+from lossopt_jax.transforms._accumulation import multi_steps
 from lossopt_jax.transforms._adam import (
     scale_by_acprop,
     scale_by_adam,
@@ -27,8 +28,16 @@ from lossopt_jax.transforms._base import (
 from lossopt_jax.transforms._betting import mechanize, scale_by_cocob
 from lossopt_jax.transforms._cautious import cautious
 from lossopt_jax.transforms._chain import chain, named_chain
-from lossopt_jax.transforms._clipping import clip, clip_by_block_rms, clip_by_global_norm, global_norm
+from lossopt_jax.transforms._clipping import (
+    adaptive_grad_clip,
+    clip,
+    clip_by_block_rms,
+    clip_by_global_norm,
+    clip_by_norm,
+    global_norm,
+)
 from lossopt_jax.transforms._compile import compile_update
+from lossopt_jax.transforms._compression import compress_state
 from lossopt_jax.transforms._distance import (
     scale_by_dadapt_adamw,
     scale_by_distance_over_gradients,
@@ -44,11 +53,15 @@ from lossopt_jax.transforms._factored import (
 )
 from lossopt_jax.transforms._gradients import (
     add_noise,
+    centralize,
     correct_by_previous_gradient,
     scale_by_optimistic_gradient,
     scale_by_optimistic_learning_rate,
+    zero_nans,
 )
-from lossopt_jax.transforms._groups import masked, partition
+from lossopt_jax.transforms._groups import freeze, masked, partition, selective_transform
+from lossopt_jax.transforms._guards import apply_if_finite, dynamic_loss_scale, skip_large_updates
+from lossopt_jax.transforms._history import clip_by_norm_quantile, skip_spikes
 from lossopt_jax.transforms._hyperball import hyperball
 from lossopt_jax.transforms._hypergradient import hypergradient
 from lossopt_jax.transforms._hyperparams import get_hyperparams, get_slot, set_hyperparams
@@ -68,9 +81,18 @@ from lossopt_jax.transforms._line_search import (
     scale_by_zoom_linesearch,
     value_and_grad_from_state,
 )
+from lossopt_jax.transforms._microbatching import microbatch
 from lossopt_jax.transforms._packing import pack_small
+from lossopt_jax.transforms._parameter_averages import (
+    averaged_params,
+    ema_params,
+    incremental_update,
+    periodic_update,
+    swa,
+)
+from lossopt_jax.transforms._paths import by_path
 from lossopt_jax.transforms._polyak import scale_by_momo, scale_by_momo_adam, scale_by_polyak
-from lossopt_jax.transforms._precision import master_weights, stochastic_rounding
+from lossopt_jax.transforms._precision import kahan, master_weights, stochastic_rounding
 from lossopt_jax.transforms._primal_averages import (
     gpa,
     gpa_eval_params,
@@ -80,13 +102,34 @@ from lossopt_jax.transforms._primal_averages import (
     schedule_free_eval_params,
 )
 from lossopt_jax.transforms._privacy import differentially_private_aggregate
+from lossopt_jax.transforms._projections import (
+    project_params,
+    projection_box,
+    projection_halfspace,
+    projection_hypercube,
+    projection_hyperplane,
+    projection_l1_ball,
+    projection_l1_sphere,
+    projection_l2_ball,
+    projection_l2_sphere,
+    projection_linf_ball,
+    projection_max_norm,
+    projection_min_max_norm,
+    projection_non_negative,
+    projection_simplex,
+    projection_unit_norm,
+    projection_vector,
+)
 from lossopt_jax.transforms._quasi_newton import scale_by_lbfgs
 from lossopt_jax.transforms._registry import registry
 from lossopt_jax.transforms._rows import scale_by_lazy_adam
 from lossopt_jax.transforms._rule import Axes, Extent, Slot
 from lossopt_jax.transforms._scaling import (
     add_cautious_weight_decay,
+    add_decay_to_initial,
     add_decayed_weights,
+    add_independent_weight_decay,
+    keep_params_nonnegative,
     maximize,
     scale,
     scale_by_learning_rate,

@@ -32,7 +32,7 @@ from lossopt_jax._core import (
 )
 
 # What a training loop may hand to any optimizer; whoever does not need it ignores it.
-EXTRA_ARGUMENTS = ("value", "grad", "value_fn", "key", "loss")
+EXTRA_ARGUMENTS = ("value", "grad", "value_fn", "key", "loss", "weight")
 
 
 class Hyperparameter(NamedTuple):
@@ -65,6 +65,16 @@ class PartitionState(NamedTuple):
     groups: dict[str, Any]
 
 
+class Met(NamedTuple):
+    """A rule that a leaf meets on its way through a composition, and the keys under which the rule's state lies."""
+
+    keys: tuple[str, ...]
+    transformation: Any
+
+    def inside(self, key: str) -> "Met":
+        return Met((key, *self.keys), self.transformation)
+
+
 def _arguments(parts: dict[str, Any]) -> str:
     return ", ".join(f"{name}={value!r}" for name, value in parts.items())
 
@@ -91,7 +101,7 @@ class GradientTransformation:
             or complex array. For a complex leaf: the conjugate of what `jax.grad` returns, as in optax.
           state: from `init` or the last `update`.
           params: the parameters. Needed by some rules; decides the dtype of the result.
-          **extra: `value`, `grad`, `value_fn`, `key`, `loss`; ignored where unneeded.
+          **extra: `value`, `grad`, `value_fn`, `key`, `loss`, `weight`; ignored where unneeded.
 
         Returns:
           (updates, state): updates in the parameters' dtype (the gradients' without parameters).
@@ -114,25 +124,13 @@ class GradientTransformation:
     def _enter(self, updates: Any, params: Any) -> Any:
         return enter(updates, params, "per_example" in self._flags)
 
-    # What the leaf program (`_one_pass`) asks.
+    def _met_by(self, params: Any) -> list[tuple["Met", ...]] | None:
+        """The rules that each leaf meets, in order; None where leaves cannot be updated one by one."""
+        return None
 
-    @property
-    def _blockwise(self) -> bool:
-        """Whether `_run` may be given a part of each leaf."""
-        return False
-
-    @property
-    def _measures(self) -> bool:
-        """Whether it would be so if it had `_measured` the whole tree."""
-        return False
-
-    def _measured(self, updates: Any, state: Any) -> "GradientTransformation":
-        """Itself, with what it measures of a tree held."""
-        return self
-
-    def _fixed(self, params: Any) -> "GradientTransformation":
-        """Itself, with what it chooses by the parameters' shapes chosen."""
-        return self
+    def _measured(self, updates: Any, state: Any) -> "GradientTransformation | None":
+        """Itself with what it measures of the whole tree held, if that is all that keeps leaves together."""
+        return None
 
     @property
     def name(self) -> str:
@@ -307,7 +305,7 @@ def leave(flow: Any, updates: Any, params: Any) -> Any:
             return update.astype(dtype_of(gradient if parameter is None else parameter))
         if gradient is None or is_float0(gradient) or not is_array_like(gradient):
             return gradient
-        return jnp.zeros_like(gradient)
+        return jnp.zeros_like(gradient, dtype=dtype_of(parameter if is_trainable(parameter) else gradient))
 
     reference = updates if params is None else params
     return jax.tree.map(cast, flow, updates, reference, is_leaf=none_is_leaf)

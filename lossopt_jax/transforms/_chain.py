@@ -4,8 +4,10 @@ import dataclasses
 import itertools
 from typing import Any
 
-from lossopt_jax._core import complaint
-from lossopt_jax.transforms._base import GradientTransformation, as_member
+import jax
+
+from lossopt_jax._core import complaint, none_is_leaf
+from lossopt_jax.transforms._base import GradientTransformation, Met, as_member
 from lossopt_jax.transforms._registry import registry
 
 
@@ -35,12 +37,14 @@ class Chain(GradientTransformation):
     def _members(self) -> tuple[GradientTransformation, ...]:
         return self.members
 
-    @property
-    def _blockwise(self) -> bool:
-        return all(member._blockwise for member in self.members)
-
-    def _fixed(self, params: Any) -> GradientTransformation:
-        return Chain(self.names, tuple(member._fixed(params) for member in self.members))
+    def _met_by(self, params: Any) -> list[tuple[Met, ...]] | None:
+        met = [()] * len(jax.tree.leaves(params, is_leaf=none_is_leaf))
+        for name, member in zip(self.names, self.members, strict=True):
+            inside = member._met_by(params)
+            if inside is None:
+                return None
+            met = [(*before, *(one.inside(name) for one in own)) for before, own in zip(met, inside, strict=True)]
+        return met
 
     def __repr__(self) -> str:
         return f"chain({', '.join(map(repr, self.members))})"

@@ -1,74 +1,14 @@
 """Bounds on gradients."""
 
-import functools
 from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 
-from lossopt_jax._core import (
-    CPU_FUSES_SUMS,
-    POSITIVE,
-    Scalar,
-    as_compute,
-    is_complex,
-    is_trainable,
-    sums,
-    widest_float,
-)
+from lossopt_jax._core import NONNEGATIVE, POSITIVE, Scalar, as_compute, axes_of, is_complex, is_trainable, widest_float
+from lossopt_jax.kernels import norm
 from lossopt_jax.transforms._lift import elementwise, leafwise, treewise
 from lossopt_jax.transforms._registry import registry
-
-
-def _range(dtype: Any) -> tuple[float, float, int]:
-    """Where a sum of squares may be trusted, and the power of 2 that moves the rest into the middle of the range.
-
-    Above, squares overflow; below, those lost to underflow may matter.
-    """
-    most = jnp.finfo(dtype).maxexp
-    return 2.0 ** -(most // 2), 2.0 ** (most - 2), most * 5 // 8
-
-
-def _norm_at_once(*parts: jax.Array) -> jax.Array:
-    """√ Σ x² from three sums in one pass: of squares, and of lowered and of raised ones for where those are no use."""
-    dtype = parts[0].dtype
-    least, most, shift = _range(dtype)
-    # XLA would square constants by themselves, which overflows: (cx)² → c²x². The bound, whose square is infinite,
-    # changes no sum but keeps the two together where x is a constant too.
-    down, up = jax.lax.optimization_barrier((jnp.asarray(2.0**-shift, dtype), jnp.asarray(2.0**shift, dtype)))
-    bound = 2.0 ** (jnp.finfo(dtype).maxexp * 3 // 4)
-
-    def squared(x: jax.Array) -> jax.Array:
-        return jnp.square(jnp.clip(x, -bound, bound))
-
-    of_each = [sums(jnp.square(x), squared(down * x), squared(up * x)) for x in parts]
-    total, lowered, raised = (functools.reduce(jnp.add, terms) for terms in zip(*of_each, strict=True))
-    small, large = total < least, ~(total < most)
-    root = jnp.sqrt(jnp.where(small, raised, jnp.where(large, lowered, total)))
-    return root * jnp.where(small, down, jnp.where(large, up, jnp.ones_like(up)))
-
-
-def _norm_by_need(*parts: jax.Array) -> jax.Array:
-    """The same from one sum, and all three where it is no use: on a CPU each sum is a pass over memory."""
-    least, most, _ = _range(parts[0].dtype)
-    # a contraction over all axes: one call of the matrix library, where a sum of many small leaves is many kernels
-    total = functools.reduce(jnp.add, [jnp.tensordot(x, x, axes=x.ndim, precision="highest") for x in parts])
-    return jax.lax.cond((total > least) & (total < most), lambda *_: jnp.sqrt(total), _norm_at_once, *parts)
-
-
-@jax.custom_jvp
-@jax.jit
-def _norm(*parts: jax.Array) -> jax.Array:
-    cpu = _norm_by_need if CPU_FUSES_SUMS else _norm_at_once
-    return jax.lax.platform_dependent(*parts, cpu=cpu, default=_norm_at_once)
-
-
-@_norm.defjvp
-def _norm_jvp(parts: tuple[jax.Array, ...], tangents: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
-    norm = _norm(*parts)
-    divisor = jnp.where(norm > 0, norm, jnp.ones_like(norm))
-    slope = [jnp.sum(x / divisor * dx) for x, dx in zip(parts, tangents, strict=True)]
-    return norm, functools.reduce(jnp.add, slope)
 
 
 def global_norm(updates: Any) -> jax.Array:
@@ -92,7 +32,7 @@ def global_norm(updates: Any) -> jax.Array:
     leaves = [as_compute(leaf) for leaf in jax.tree.leaves(updates) if is_trainable(leaf)]
     parts = [part for x in leaves for part in ((jnp.real(x), jnp.imag(x)) if is_complex(x) else (x,)) if part.size]
     dtype = widest_float(part.dtype for part in parts)
-    return _norm(*(part.astype(dtype) for part in parts)) if parts else jnp.zeros((), dtype)
+    return norm(*(part.astype(dtype) for part in parts)) if parts else jnp.zeros((), dtype)
 
 
 def root_mean_square(x: jax.Array) -> jax.Array:
@@ -113,9 +53,13 @@ def clip(g, slots, t, *, max_delta: Scalar):
     return jnp.clip(g, -max_delta, max_delta), {}
 
 
+def _excess(whole, g, slots, t, *, threshold):
+    return jnp.maximum(1, whole.root_mean_square(g) / threshold), {}
+
+
 @registry.register()
-@leafwise()
-def clip_by_block_rms(g, slots, t, *, threshold: Annotated[Scalar, POSITIVE]):
+@leafwise(measure=_excess)
+def clip_by_block_rms(g, slots, t, excess, *, threshold: Annotated[Scalar, POSITIVE]):
     """Limit the root mean square of every array: u = g / max(1, rms(g)/d).
 
     Args:
@@ -124,13 +68,87 @@ def clip_by_block_rms(g, slots, t, *, threshold: Annotated[Scalar, POSITIVE]):
     Lift: leafwise.
     Source: Shazeer & Stern 2018, arXiv:1804.04235, section 6.
     """
-    return g / jnp.maximum(1, root_mean_square(g) / threshold), {}
+    return g / excess, {}
+
+
+def shrinking_to(most: jax.Array, norm: jax.Array) -> jax.Array:
+    """min(1, c / ‖g‖), and exactly 1 where that norm is not finite."""
+    shrink = jnp.isfinite(norm) & (norm > most)
+    return jnp.where(shrink, most / jnp.where(shrink, norm, 1), 1)
+
+
+def _shrinking_array(whole, g, slots, t, *, max_norm):
+    return shrinking_to(max_norm, whole.norm(g)), {}
+
+
+@registry.register()
+@leafwise(measure=_shrinking_array)
+def clip_by_norm(g, slots, t, factor, *, max_norm: Scalar):
+    """Scale every array down to a norm: u = g · min(1, c / ‖g‖), ‖g‖ of that array alone.
+
+    The factor is exactly 1 where the norm is within c, and where it is not finite. c = 0 gives zeros.
+
+    Args:
+      max_norm: c ≥ 0.
+
+    Lift: leafwise.
+    Differs from: optax, which has none; Keras 3's `clipnorm`, the same but for infinite and tiny norms; Keras 2's,
+      which is `clip_by_global_norm`.
+    """
+    return factor * g, {}
+
+
+def _unit_of(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The axes along which one unit's weights lie, in kernels whose last axis counts the outputs."""
+    if sum(length > 1 for length in shape) <= 1:
+        return tuple(range(len(shape)))
+    return (0,) if len(shape) <= 3 else tuple(range(len(shape) - 1))
+
+
+def _unitwise_norm(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    largest = jnp.max(jnp.abs(x), axes, keepdims=True, initial=0)
+    unit = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
+    return unit * jnp.sqrt(jnp.sum(jnp.square(x / unit), axes, keepdims=True))
+
+
+@registry.register()
+@leafwise(needs=("params",))
+def adaptive_grad_clip(
+    g,
+    slots,
+    t,
+    p,
+    *,
+    clipping: Annotated[Scalar, NONNEGATIVE],
+    eps: Annotated[Scalar, NONNEGATIVE] = 1e-3,
+    axis: int | tuple[int, ...] | None = None,
+):
+    """Keep every unit's gradient small beside its weights (AGC).
+
+        u = g · min(1, c max(‖w‖, ε) / ‖g‖),      norms over one unit
+
+    A unit is a vector as a whole, also one with further axes of length 1; a column of a matrix; in a convolution's
+    kernel of rank 4 and more all that one output is made from; in rank 3, as in attention heads, what lies along the
+    first axis. A unit whose gradient is not finite stays as it is.
+
+    Args:
+      clipping: c ≥ 0, 0.01 to 0.16 in the paper.
+      eps: ε ≥ 0, what a unit's norm counts as at least, so that zeros can move.
+      axis: the axes along which the weights of a unit lie, in arrays of two axes and more; None for the above.
+
+    Raises:
+      ValueError: an axis that an array of two axes and more lacks.
+
+    Needs the parameters.  Lift: leafwise.
+    Differs from: optax, whose squares overflow and vanish, and which gives NaN where a gradient is infinite.
+    Source: Brock et al. 2021, arXiv:2102.06171, equation 3.
+    """
+    axes = _unit_of(g.shape) if axis is None or g.ndim < 2 else axes_of("adaptive_grad_clip", axis, g.ndim)
+    return shrinking_to(clipping * jnp.maximum(_unitwise_norm(p, axes), eps), _unitwise_norm(g, axes)) * g, {}
 
 
 def _shrinking(gradients, t, *, max_norm, per_group):
-    norm = global_norm(gradients).astype(max_norm.dtype)
-    shrink = jnp.isfinite(norm) & (norm > max_norm)
-    return jnp.where(shrink, max_norm / jnp.where(shrink, norm, jnp.ones_like(norm)), jnp.ones_like(norm))
+    return shrinking_to(max_norm, global_norm(gradients).astype(max_norm.dtype))
 
 
 @registry.register()

@@ -11,14 +11,14 @@ import jax.numpy as jnp
 from lossopt_jax._core import (
     complaint,
     cpu_compiler_options,
+    holds_tracers,
     is_array_like,
-    is_tracer,
     leaf_paths,
     none_is_leaf,
     on_one_cpu,
 )
 from lossopt_jax.transforms._base import GradientTransformation, apply_leaf, as_transformation
-from lossopt_jax.transforms._one_pass import run_in_blocks
+from lossopt_jax.transforms._one_pass import run_by_leaf
 
 
 def run_and_apply(
@@ -29,18 +29,20 @@ def run_and_apply(
     extra: dict[str, Any],
     *,
     ok: Any = None,
-    blocks: bool = False,
+    blocks: bool | None = None,
 ) -> tuple[Any, Any]:
     """One step without a rounding between the update and the sum: (params, state, grads) → (params, state).
 
     Args:
       ok: None, or a flag without which nothing changes.
-      blocks: large leaves in one pass over memory; for programs on one CPU, compiled with `cpu_compiler_options`.
+      blocks: None for what may be differentiated. Else one program for each large leaf, which writes down nothing
+        that it measures; and True for going through it in blocks, in one pass over memory, in programs on one CPU,
+        compiled with `cpu_compiler_options`.
     """
     transformation._check_extra(extra)
     flow = transformation._enter(grads, params)
-    if blocks:
-        return run_in_blocks(transformation, params, state, flow, extra, ok)
+    if blocks is not None:
+        return run_by_leaf(transformation, params, state, flow, extra, ok, blocks)
     updates, new = transformation._run(flow, state, params, extra)
     after = jax.tree.map(apply_leaf, params, updates, is_leaf=none_is_leaf)
     if ok is None:
@@ -73,7 +75,7 @@ class CompiledUpdate:
         return run_and_apply(self.transformation, params, state, grads, extra)
 
     def __call__(self, params: Any, state: Any, grads: Any, **extra: Any) -> tuple[Any, Any]:
-        if any(is_tracer(leaf) for leaf in jax.tree.leaves((params, state, grads, extra))):
+        if holds_tracers((params, state, grads, extra)):
             return self.fn(params, state, grads, **extra)
         functions = tuple((name, value) for name, value in extra.items() if callable(value))
         arrays = {name: value for name, value in extra.items() if not callable(value)}

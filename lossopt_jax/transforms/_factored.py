@@ -1,6 +1,5 @@
 """Second moments in less memory than the parameters: factored, shared along axes, or one per block."""
 
-import math
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -12,6 +11,7 @@ from lossopt_jax._core import UNIT, Scalar
 from lossopt_jax.transforms._averages import debias
 from lossopt_jax.transforms._clipping import root_mean_square
 from lossopt_jax.transforms._lift import leafwise
+from lossopt_jax.transforms._measures import Whole
 from lossopt_jax.transforms._registry import registry
 from lossopt_jax.transforms._rule import Axes, Extent, Slot
 
@@ -56,12 +56,12 @@ def _factors(
 
 
 def _mixed_in(
-    decay: Any, row: jax.Array, column: jax.Array, square: jax.Array, axes: tuple[int, int]
+    whole: Whole, decay: Any, row: jax.Array, column: jax.Array, square: jax.Array, eps: Any, axes: tuple[int, int]
 ) -> tuple[jax.Array, jax.Array]:
-    """Row and column means with a new square averaged in."""
+    """Row and column means with those of a new square + ε averaged in."""
     return (
-        decay * row + (1 - decay) * jnp.mean(square, axes[1]),
-        decay * column + (1 - decay) * jnp.mean(square, axes[0]),
+        decay * row + (1 - decay) * (whole.mean(square, axes[1]) + eps),
+        decay * column + (1 - decay) * (whole.mean(square, axes[0]) + eps),
     )
 
 
@@ -72,12 +72,26 @@ def _inverse_root(row: jax.Array, column: jax.Array, axes: tuple[int, int]) -> t
     return jnp.expand_dims(1 / sqrt(row / mean), second), jnp.expand_dims(1 / sqrt(column), first)
 
 
+def _decay_at(t: jax.Array, offset: Any, rate: Any) -> jax.Array:
+    return 1 - jnp.maximum(t - offset, 1) ** -rate
+
+
+def _rows_and_columns(whole, g, slots, t, *, factored, decay_rate, step_offset, min_dim_size_to_factor, epsilon):
+    axes = _largest_axes(whole.shape, factored, min_dim_size_to_factor)
+    if axes is None:
+        return None, {}
+    beta = _decay_at(t, step_offset, decay_rate)
+    row, column = _mixed_in(whole, beta, slots.v_row, slots.v_col, g * g, epsilon, axes)
+    return _inverse_root(row, column, axes), {"v_row": row, "v_col": column}
+
+
 @registry.register()
-@leafwise(**_factors(_adafactor_axes, "v_row", "v_col", "v"))
+@leafwise(measure=_rows_and_columns, **_factors(_adafactor_axes, "v_row", "v_col", "v"))
 def scale_by_factored_rms(
     g,
     slots,
     t,
+    factors,
     *,
     factored: bool = True,
     decay_rate: Scalar = 0.8,
@@ -104,15 +118,12 @@ def scale_by_factored_rms(
     Differs from: optax with step_offset > 0, where β is NaN until step_offset updates were made.
     Source: Shazeer & Stern 2018, arXiv:1804.04235, algorithm 4.
     """
-    axes = _largest_axes(g.shape, factored, min_dim_size_to_factor)
-    beta = 1 - jnp.maximum(t - step_offset, 1) ** -decay_rate
-    square = g * g + epsilon
-    if axes is None:
-        v = beta * slots.v + (1 - beta) * square
-        return g / sqrt(v), {"v": v}
-    row, column = _mixed_in(beta, slots.v_row, slots.v_col, square, axes)
-    by_row, by_column = _inverse_root(row, column, axes)
-    return g * by_row * by_column, {"v_row": row, "v_col": column}
+    if factors is not None:
+        by_row, by_column = factors
+        return g * by_row * by_column, {}
+    beta = _decay_at(t, step_offset, decay_rate)
+    v = beta * slots.v + (1 - beta) * (g * g + epsilon)
+    return g / sqrt(v), {"v": v}
 
 
 @registry.register()
@@ -153,20 +164,20 @@ def scale_by_came(
     Slots: mu (1 × parameters), v_row, v_col, s_row, s_col, or v.  Lift: leafwise.
     Source: Luo et al. 2023, arXiv:2307.02047, algorithm 2, and its authors' code.
     """
-    axes, square = _last_axes(g.shape), g * g + eps
+    axes, square = _last_axes(g.shape), g * g
     if axes is None:
-        v = b2 * slots.v + (1 - b2) * square
+        v = b2 * slots.v + (1 - b2) * (square + eps)
         normal = g / sqrt(v)
     else:
-        row, column = _mixed_in(b2, slots.v_row, slots.v_col, square, axes)
+        row, column = _mixed_in(Whole(g.shape), b2, slots.v_row, slots.v_col, square, eps, axes)
         by_row, by_column = _inverse_root(row, column, axes)
         normal = g * by_row * by_column
     normal = normal / jnp.maximum(1, root_mean_square(normal) / clipping_threshold)
     mu = b1 * slots.mu + (1 - b1) * normal
     if axes is None:
         return mu, {"mu": mu, "v": v}
-    distance = jnp.square(normal - mu) + eps_confidence
-    s_row, s_column = _mixed_in(b3, slots.s_row, slots.s_col, distance, axes)
+    distance = jnp.square(normal - mu)
+    s_row, s_column = _mixed_in(Whole(g.shape), b3, slots.s_row, slots.s_col, distance, eps_confidence, axes)
     by_row, by_column = _inverse_root(s_row, s_column, axes)
     return mu * by_row * by_column, {"mu": mu, "v_row": row, "v_col": column, "s_row": s_row, "s_col": s_column}
 
@@ -220,12 +231,18 @@ def _blocks(shape: _Shape, arguments: dict[str, Any]) -> Axes:
     return tuple(Extent(1) if axis in shared else axis for axis in range(len(shape)))
 
 
+def _mean_squares(whole, g, slots, t, *, b1, b2, eps, shared_axes):
+    nu = b2 * slots.nu + (1 - b2) * whole.mean(g * g, shared_axes(whole.shape), keepdims=True)
+    return nu, {"nu": nu}
+
+
 @registry.register()
-@leafwise(mu=Slot(), nu=Slot(_blocks, nonnegative=True, exact=True))
+@leafwise(measure=_mean_squares, mu=Slot(), nu=Slot(_blocks, nonnegative=True, exact=True))
 def scale_by_adam_mini(
     g,
     slots,
     t,
+    nu,
     *,
     b1: Scalar = 0.9,
     b2: Scalar = 0.999,
@@ -248,8 +265,5 @@ def scale_by_adam_mini(
     Slots: mu (1 × parameters), nu (one number per block).  Lift: leafwise.
     Source: Zhang et al. 2024, arXiv:2406.16793, algorithm 1.
     """
-    axes = shared_axes(g.shape)
-    square = jnp.sum(g * g, axes, keepdims=True) / max(math.prod(g.shape[axis] for axis in axes), 1)
     mu = b1 * slots.mu + (1 - b1) * g
-    nu = b2 * slots.nu + (1 - b2) * square
-    return debias(mu, b1, t) / (sqrt(debias(nu, b2, t)) + eps), {"mu": mu, "nu": nu}
+    return debias(mu, b1, t) / (sqrt(debias(nu, b2, t)) + eps), {"mu": mu}

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from lossopt_jax._core import Range, check_scalar, complaint, none_is_leaf
+from lossopt_jax.kernels import loaded
 from lossopt_jax.transforms._base import Hyperparameter, RuleState, WrapperState
 from lossopt_jax.transforms._registry import registry
 
@@ -101,7 +102,9 @@ def _pinned(old: Hyperparameter, value: Any) -> Hyperparameter:
     return Hyperparameter(jnp.array(jnp.broadcast_to(jnp.asarray(value, old.value.dtype), old.value.shape)), pinned)
 
 
-def _states(state: Any) -> Iterator[tuple[str, RuleState | WrapperState]]:
+def states_in(state: Any) -> Iterator[tuple[str, RuleState | WrapperState]]:
+    """Every state of a rule or wrapper, a wrapper's own before those inside it, with the name that it lies under."""
+
     def is_state(node: Any) -> bool:
         return isinstance(node, RuleState | WrapperState)
 
@@ -109,22 +112,24 @@ def _states(state: Any) -> Iterator[tuple[str, RuleState | WrapperState]]:
         if is_state(node):
             yield (_names(path) or [""])[-1], node
             if isinstance(node, WrapperState):
-                yield from _states(node.inner)
+                yield from states_in(node.inner)
 
 
 def get_slot(state: Any, name: str) -> Any:
     """A slot as a tree of the parameters: `get_slot(state, "mu")`, or `"scale_by_adam/mu"` where two rules have one.
 
-    Groups of a `partition` are put together again; leaves without the slot are None.
+    Groups of a `partition` are put together again; leaves without the slot are None. What `compress_state` keeps in
+    few bits is decoded.
 
     Raises:
       ValueError: no such slot, or several rules that have one; the message lists what there is.
     """
     rule, _, slot = name.rpartition("/")
-    found = [(owner, node.slots[slot]) for owner, node in _states(state) if slot in node.slots and rule in ("", owner)]
+    nodes = [(owner, node.slots) for owner, node in states_in(state) if rule in ("", owner)]
+    found = [(owner, loaded(slots[slot])) for owner, slots in nodes if slot in slots]
     owners = {owner for owner, _ in found}
     if len(owners) != 1:
-        every = sorted({f"{owner}/{own}".lstrip("/") for owner, node in _states(state) for own in node.slots})
+        every = sorted({f"{owner}/{own}".lstrip("/") for owner, node in states_in(state) for own in node.slots})
         raise ValueError(complaint("get_slot", "name", f"say one of {every}", repr(name)))
     tree = found[0][1]
     for _, other in found[1:]:

@@ -12,7 +12,7 @@ from lossopt_jax.transforms._rule import Slot
 
 
 @registry.register()
-@elementwise(needs=("params",), s=Slot(), nu=Slot(nonnegative=True), x0=Slot(fill=as_compute, exact=True))
+@elementwise(needs=("params",), s=Slot(exact=True), nu=Slot(nonnegative=True), x0=Slot(fill=as_compute, exact=True))
 def scale_by_madgrad(g, slots, t, p, *, learning_rate: Scalar, momentum: Scalar = 0.9, eps: Scalar = 1e-6):
     """Dual averaging from the starting point, divided by a cube root.
 

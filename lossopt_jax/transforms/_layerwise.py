@@ -7,22 +7,29 @@ import jax.numpy as jnp
 from jax.numpy import sqrt
 
 from lossopt_jax._core import Scalar
-from lossopt_jax.transforms._clipping import global_norm, root_mean_square
+from lossopt_jax.transforms._clipping import global_norm
 from lossopt_jax.transforms._lift import leafwise, treewise
+from lossopt_jax.transforms._measures import Whole
 from lossopt_jax.transforms._registry import registry
 from lossopt_jax.transforms._rule import Slot
 
 
-def trust_ratio(p: jax.Array, g: jax.Array, min_norm: Any, coefficient: Any, eps: Any) -> jax.Array:
+def _trust_ratio(whole: Whole, p: jax.Array, g: jax.Array, min_norm: Any, coefficient: Any, eps: Any) -> jax.Array:
     """c ‖p‖ / (‖g‖ + ε), norms at least min_norm; 1 where either is 0."""
-    weight, step = jnp.maximum(global_norm(p), min_norm), jnp.maximum(global_norm(g), min_norm)
+    weight, step = jnp.maximum(whole.norm(p), min_norm), jnp.maximum(whole.norm(g), min_norm)
     known = (weight > 0) & (step > 0)
     return jnp.where(known, coefficient * weight / jnp.where(known, step + eps, 1), 1)
 
 
+def _trust(whole, g, slots, t, p, *, min_norm, trust_coefficient, eps):
+    return _trust_ratio(whole, p, g, min_norm, trust_coefficient, eps), {}
+
+
 @registry.register()
-@leafwise(needs=("params",))
-def scale_by_trust_ratio(g, slots, t, p, *, min_norm: Scalar = 0.0, trust_coefficient: Scalar = 1.0, eps: Scalar = 0.0):
+@leafwise(needs=("params",), measure=_trust)
+def scale_by_trust_ratio(
+    g, slots, t, p, ratio, *, min_norm: Scalar = 0.0, trust_coefficient: Scalar = 1.0, eps: Scalar = 0.0
+):
     """Give every array's update the size of the array.
 
         u = g · c ‖w‖ / (‖g‖ + ε),  u = g where either norm is 0
@@ -35,12 +42,16 @@ def scale_by_trust_ratio(g, slots, t, p, *, min_norm: Scalar = 0.0, trust_coeffi
     Needs the parameters.  Lift: leafwise.
     Source: You, Gitman & Ginsburg 2017, arXiv:1708.03888; You et al. 2020, arXiv:1904.00962.
     """
-    return trust_ratio(p, g, min_norm, trust_coefficient, eps) * g, {}
+    return ratio * g, {}
+
+
+def _size(whole, g, slots, t, p, *, min_scale):
+    return jnp.maximum(whole.norm(p), min_scale), {}
 
 
 @registry.register()
-@leafwise(needs=("params",))
-def scale_by_param_block_norm(g, slots, t, p, *, min_scale: Scalar = 1e-3):
+@leafwise(needs=("params",), measure=_size)
+def scale_by_param_block_norm(g, slots, t, p, size, *, min_scale: Scalar = 1e-3):
     """Multiply by the norm of the parameter: u = g · max(‖w‖, s).
 
     Args:
@@ -48,12 +59,16 @@ def scale_by_param_block_norm(g, slots, t, p, *, min_scale: Scalar = 1e-3):
 
     Needs the parameters.  Lift: leafwise.
     """
-    return jnp.maximum(global_norm(p), min_scale) * g, {}
+    return size * g, {}
+
+
+def _mean_size(whole, g, slots, t, p, *, min_scale):
+    return jnp.maximum(whole.root_mean_square(p), min_scale), {}
 
 
 @registry.register()
-@leafwise(needs=("params",))
-def scale_by_param_block_rms(g, slots, t, p, *, min_scale: Scalar = 1e-3):
+@leafwise(needs=("params",), measure=_mean_size)
+def scale_by_param_block_rms(g, slots, t, p, size, *, min_scale: Scalar = 1e-3):
     """Multiply by the root mean square of the parameter: u = g · max(rms(w), s).
 
     Args:
@@ -62,12 +77,16 @@ def scale_by_param_block_rms(g, slots, t, p, *, min_scale: Scalar = 1e-3):
     Needs the parameters.  Lift: leafwise.
     Source: Shazeer & Stern 2018, arXiv:1804.04235, section 8.
     """
-    return jnp.maximum(root_mean_square(p), min_scale) * g, {}
+    return size * g, {}
+
+
+def _bounded_trust(whole, g, slots, t, p, *, learning_rate, min_norm):
+    return _trust_ratio(whole, p, g, min_norm, 1, 0), {}
 
 
 @registry.register()
-@leafwise(needs=("params",))
-def scale_by_fromage(g, slots, t, p, *, learning_rate: Scalar, min_norm: Scalar = 1e-6):
+@leafwise(needs=("params",), measure=_bounded_trust)
+def scale_by_fromage(g, slots, t, p, ratio, *, learning_rate: Scalar, min_norm: Scalar = 1e-6):
     """A step as long as η times the parameter, and the parameter shrunk so that its norm does not grow.
 
         r = max(‖w‖, s) / max(‖g‖, s)
@@ -83,16 +102,23 @@ def scale_by_fromage(g, slots, t, p, *, learning_rate: Scalar, min_norm: Scalar 
     shrink = 1 / sqrt(1 + learning_rate * learning_rate)
     # shrink − 1 without cancellation
     fall = -learning_rate * learning_rate * shrink / (1 + 1 / shrink)
-    return -learning_rate * shrink * trust_ratio(p, g, min_norm, 1, 0) * g + fall * p, {}
+    return -learning_rate * shrink * ratio * g + fall * p, {}
+
+
+def _mean_square(whole, g, slots, t, p, *, b1, b2, eps, eps_root, weight_decay):
+    square = jnp.square(whole.norm(g))
+    nu = jnp.where(t > 1, b2 * slots.nu + (1 - b2) * square, square)
+    return nu, {"nu": nu}
 
 
 @registry.register()
-@leafwise(needs=("params",), mu=Slot(), nu=Slot("leaf", nonnegative=True, exact=True))
+@leafwise(needs=("params",), measure=_mean_square, mu=Slot(), nu=Slot("leaf", nonnegative=True, exact=True))
 def scale_by_novograd(
     g,
     slots,
     t,
     p,
+    nu,
     *,
     b1: Scalar = 0.9,
     b2: Scalar = 0.25,
@@ -116,10 +142,8 @@ def scale_by_novograd(
     Needs the parameters.  Slots: mu (1 × parameters), nu (one number per array).  Lift: leafwise.
     Source: Ginsburg et al. 2019, arXiv:1905.11286, algorithm 1.
     """
-    square = jnp.square(global_norm(g))
-    nu = jnp.where(t > 1, b2 * slots.nu + (1 - b2) * square, square)
     mu = b1 * slots.mu + g / (sqrt(nu + eps_root) + eps) + weight_decay * p
-    return mu, {"mu": mu, "nu": nu}
+    return mu, {"mu": mu}
 
 
 def _normalizing(gradients, t, *, scale_factor, eps, per_group):

@@ -22,7 +22,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_origin
 
 import jax
 import jax.numpy as jnp
@@ -41,18 +41,22 @@ from lossopt_jax._core import (
     is_trainable,
     leaf_paths,
     leaf_seed,
+    map_arrays,
     none_is_leaf,
     standard_promotion,
 )
+from lossopt_jax.kernels import compressed, loaded, store
 from lossopt_jax.transforms._base import (
     GradientTransformation,
     Hyperparameter,
+    Met,
     PartitionState,
     RuleState,
     WrapperState,
     as_member,
 )
-from lossopt_jax.transforms._rule import Rule, Slot, declare, program, range_of
+from lossopt_jax.transforms._rule import Constants, Rule, Slot, declare, program, range_of
+from lossopt_jax.transforms._selection import run_where
 
 _LAST_STEP = 2**31 - 1
 
@@ -71,6 +75,7 @@ class _Lifted(GradientTransformation):
 
     rule: Rule
     arguments: tuple[tuple[str, Any], ...]
+    storage: str | None = dataclasses.field(default=None, kw_only=True)  # of `compress_state`
 
     @property
     def name(self) -> str:
@@ -84,7 +89,10 @@ class _Lifted(GradientTransformation):
         return dict(self.arguments)
 
     def _key(self) -> Any:
-        return self.rule, super()._key()
+        return self.rule, self.storage, super()._key()
+
+    def __repr__(self) -> str:
+        return super().__repr__() if self.storage is None else f"compress_state({super().__repr__()}, {self.storage!r})"
 
     @property
     def _statics(self) -> tuple[tuple[str, Any], ...]:
@@ -98,14 +106,19 @@ class _Lifted(GradientTransformation):
         }
         arguments |= {name: hyper.value for name, hyper in hyperparams.items()}
 
-        def make(slot: Slot) -> Any:
+        def make(name: str, slot: Slot) -> Any:
             if slot.per == "tree":
                 return slot.make(None, arguments)
-            return jax.tree.map(
+            made = jax.tree.map(
                 lambda p: slot.make(p, arguments) if is_trainable(p) else None, params, is_leaf=none_is_leaf
             )
+            if self.storage is None or not slot.compressible:
+                return made
+            paths = [f"{self.name}/{name}/{path}" for path in leaf_paths(params)]
+            paths = jax.tree.unflatten(jax.tree.structure(params, is_leaf=none_is_leaf), paths)
+            return map_arrays(lambda x, path: compressed(x, self.storage, slot.nonnegative, path), made, paths)
 
-        return step, {name: make(slot) for name, slot in self.rule.slots.items()}, hyperparams
+        return step, {name: make(name, slot) for name, slot in self.rule.slots.items()}, hyperparams
 
     def _advance(self, state: Any) -> tuple[jax.Array, jax.Array, dict[str, Hyperparameter]]:
         """The next step, its number t, and the hyperparameters of this update; a step past int32 stays there."""
@@ -155,20 +168,31 @@ class RuleTransformation(_Lifted):
     def _parts(self) -> dict[str, Any]:
         return super()._parts() | ({} if self.measured is None else {"measured": self.measured})
 
-    @property
-    def _blockwise(self) -> bool:
-        return self.rule.blockwise and (self.rule.measure is None or self.measured is not None)
+    def _met_by(self, params: Any) -> list[tuple[Met, ...]] | None:
+        if not self.rule.by_leaf or self._measures_tree:
+            return None
+        return [(Met((), self),)] * len(jax.tree.leaves(params, is_leaf=none_is_leaf))
 
     @property
-    def _measures(self) -> bool:
-        return self.rule.blockwise and not self._blockwise
+    def _measures_tree(self) -> bool:
+        return self.rule.lift == "treewise" and self.rule.measure is not None and self.measured is None
 
-    def _measured(self, updates: Any, state: RuleState) -> "RuleTransformation":
+    def _measured(self, updates: Any, state: RuleState) -> "RuleTransformation | None":
+        if not (self._measures_tree and self.rule.by_leaf):
+            return None
         _, t, hyperparams = self._advance(state)
         scalars = {name: hyper.value for name, hyper in hyperparams.items()}
         gradients = jax.tree.leaves(updates)
         measured = self.rule.measure(gradients, t, **scalars, **dict(self._statics))
         return dataclasses.replace(self, measured=measured)
+
+    def _constants(self, state: RuleState, extra: dict[str, Any]) -> Constants:
+        """What this update gives to every leaf alike."""
+        self._check_state(state, RuleState)
+        _, t, hyperparams = self._advance(state)
+        scalars = {name: hyper.value for name, hyper in hyperparams.items()}
+        value = self._need("value", None, state, None, extra) if "value" in self.rule.needs else None
+        return Constants(t, scalars, self._shared(state, t, scalars), value, self.measured)
 
     def _init(self, params: Any) -> RuleState:
         if self.rule.lift == "leafwise":
@@ -183,7 +207,7 @@ class RuleTransformation(_Lifted):
 
     def _run(self, updates: Any, state: RuleState, params: Any, extra: dict[str, Any]) -> tuple[Any, RuleState]:
         self._check_state(state, RuleState)
-        if self._measures:
+        if self._measures_tree:
             return self._measured(updates, state)._run(updates, state, params, extra)
         rule = self.rule
         step, t, hyperparams = self._advance(state)
@@ -308,10 +332,21 @@ class Member:
     params: Any
     extra: dict[str, Any]
 
-    def __call__(self, updates: Any, params: Any = None, state: Any = None) -> tuple[Any, Any]:
-        """Run it once, at the parameters and from the state that the wrapper was given, or at and from others."""
+    def __call__(self, updates: Any, params: Any = None, state: Any = None, ok: Any = None) -> tuple[Any, Any]:
+        """Run it once, at the parameters and from the state that the wrapper was given, or at and from others.
+
+        Unless ok, where that is given, no update comes out and the state stays as it was.
+        """
         params, state = self.params if params is None else params, self.state if state is None else state
-        return self.transformation._run(updates, state, params, self.extra)
+
+        def run(before: Any) -> tuple[Any, Any]:
+            return self.transformation._run(updates, before, params, self.extra)
+
+        return run(state) if ok is None else run_where(ok, run, state)
+
+    def skipped(self, updates: Any) -> tuple[Any, Any]:
+        """What it returns where it is not run: no update, and the state as it is."""
+        return jax.tree.map(jnp.zeros_like, updates), self.state
 
     def restarted(self) -> Any:
         """A new state at these parameters that keeps the hyperparameters."""
@@ -343,26 +378,31 @@ class WrapperTransformation(_Lifted):
 
     def _init(self, params: Any) -> WrapperState:
         states = {name: member._init(params) for name, member in zip(self.rule.members, self.members, strict=True)}
-        inner = PartitionState(states) if len(states) > 1 else states[self.rule.members[0]]
+        inner = PartitionState(states) if len(states) != 1 else states[self.rule.members[0]]
         return WrapperState(inner, *self._memory(params))
 
-    def _run(self, updates: Any, state: WrapperState, params: Any, extra: dict[str, Any]) -> tuple[Any, WrapperState]:
+    def _run(
+        self, updates: Any, state: WrapperState, params: Any, extra: dict[str, Any], member: Any = Member
+    ) -> tuple[Any, WrapperState]:
+        """`member` is what stands for an inner transform: a `Member`, or something that acts like one."""
         self._check_state(state, WrapperState)
         step, t, hyperparams = self._advance(state)
         scalars = {name: hyper.value for name, hyper in hyperparams.items()}
         shared = self._shared(state, t, scalars)
         needs = [self._need(need, updates, state, params, extra) for need in self.rule.needs]
-        several = len(self.members) > 1
+        several = len(self.members) != 1
         runs = {
-            name: Member(member, state.inner.groups[name] if several else state.inner, params, extra)
-            for name, member in zip(self.rule.members, self.members, strict=True)
+            name: member(inner, state.inner.groups[name] if several else state.inner, params, extra)
+            for name, inner in zip(self.rule.members, self.members, strict=True)
         }
         run = SimpleNamespace(**runs) if several else runs[self.rule.members[0]]
-        slots = state.slots | shared
+        slots = loaded(state.slots) | shared
         updates, inner, changed = self.rule.function(
             run, updates, SimpleNamespace(**slots), t, *needs, **scalars, **dict(self._statics)
         )
         inner = PartitionState(inner) if several else inner
+        slots = state.slots | shared
+        changed = jax.tree.map(store, changed, {name: slots[name] for name in changed})
         return updates, WrapperState(inner, step, slots | changed, hyperparams)
 
 
@@ -400,8 +440,11 @@ def _constructor(rule: Rule) -> Callable[..., GradientTransformation]:
 def _check_static(where: str, parameter: inspect.Parameter, value: Any) -> None:
     if parameter.annotation is bool and not isinstance(value, bool):
         raise TypeError(complaint(where, parameter.name, "be True or False", f"{value!r}"))
+    if get_origin(parameter.annotation) is Callable and not callable(value):
+        raise TypeError(complaint(where, parameter.name, "be callable", f"{value!r}"))
     _, within = range_of(parameter.annotation)
-    if within is not None or parameter.name in RANGES:
+    absent = value is None and parameter.default is None
+    if (within is not None or parameter.name in RANGES) and not absent:
         check_scalar(where, parameter.name, value, within=within)
     try:
         hash(value)
@@ -430,9 +473,18 @@ def elementwise(*, needs: tuple[str, ...] = (), once: Any = None, **slots: Slot)
     return _lift("elementwise", slots, needs, once, None, ())
 
 
-def leafwise(*, needs: tuple[str, ...] = (), once: Any = None, **slots: Slot) -> _Decorator:
-    """Lift maths on one array that needs its shape: norms, rows and columns, matrices. Arguments as `elementwise`."""
-    return _lift("leafwise", slots, needs, once, None, ())
+def leafwise(*, needs: tuple[str, ...] = (), once: Any = None, measure: Any = None, **slots: Slot) -> _Decorator:
+    """Lift maths on one array that needs its shape: norms, rows and columns, matrices.
+
+    Args:
+      needs: as `elementwise`.
+      once: as `elementwise`.
+      measure: all that the rule wants of the whole array: (whole, g, slots, t, *needs, **arguments) → (measured,
+        changed slots), where `whole` is a `Whole`, to be asked for norms and means. The rule is then one without any
+        operation across elements, and has `measured`, arrays that broadcast, after its needs.
+      **slots: as `elementwise`.
+    """
+    return _lift("leafwise", slots, needs, once, measure, ())
 
 
 def treewise(
@@ -465,17 +517,18 @@ def wrapper(
     flags: tuple[str, ...] = (),
     **slots: Slot,
 ) -> _Decorator:
-    """Lift a transform around a transform, or around several.
+    """Lift a transform around a transform, around several, or around none.
 
     The rule is `rule(run, updates, slots, t, *needs, **arguments) → (updates, inner state, changed slots)`, where
     `run(updates) → (updates, inner state)` runs the inner transform once (see `Member`); of several members,
     `run.<name>` is each and the inner state a dict by name. Trees have None where nothing is trained.
 
     Args:
-      members: the names of the arguments that are transforms.
+      members: the names of the arguments that are transforms; none for a rule that only wants whole trees.
       needs: as `elementwise`, but whole trees.
       once: as `elementwise`.
-      flags: "outermost" for a transform whose updates nothing may change any more.
+      flags: "outermost" for a transform whose updates nothing may change any more; "passes_on" for one that returns
+        the updates of `run`, or of `run.skipped`, as they are, so that they may be added where they are made.
       **slots: the wrapper's memory, by name.
     """
     return _lift("wrapper", slots, needs, once, None, flags, members)

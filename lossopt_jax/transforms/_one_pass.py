@@ -1,84 +1,199 @@
-"""The leaf program: what a composition of elementwise rules does to one leaf, run block by block.
+"""The leaf program: all that a composition of rules does to one leaf, as one function.
 
-    (p, slots), g, scalars → (p, slots)
+    (p, g, slots), scalars → (p, slots)
 
-It is the composition's own `_run` on a tree in which one leaf is a block and every other one is None. Members that
-look at whole leaves or trees run before it, as ever; what a member measures of the tree (a clip's factor) is a scalar.
+What a rule measures of the leaf (a norm) is taken first, from arrays that are made again and never written down. What
+is left has no operation across elements: on CPUs a large leaf takes it block by block, in one pass over memory.
+Members that look at the whole tree run before it, as ever; what they measure (a clip's factor) is a scalar.
 """
 
+import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from lossopt_jax._core import cpu_cores, dtype_of, none_is_leaf
-from lossopt_jax.kernels import block_of, in_blocks
-from lossopt_jax.transforms._base import GradientTransformation, RuleState, apply_leaf
+from lossopt_jax._core import as_compute, cpu_cores, dtype_of, none_is_leaf
+from lossopt_jax.kernels import Codes, block_of, in_blocks, is_stored, of_shape
+from lossopt_jax.transforms._base import GradientTransformation, PartitionState, apply_leaf
 from lossopt_jax.transforms._chain import Chain
+from lossopt_jax.transforms._lift import Member, WrapperTransformation
+from lossopt_jax.transforms._measures import Whole, measured_in_place
+from lossopt_jax.transforms._rule import Constants, Rule, measured_by, once_measured
+
+# Elements from which on an array is worth a pass of its own to keep another array from being written.
+_LARGE = 1 << 17
+
+_Statics = tuple[tuple[str, Any], ...]
+_Slots = list[dict[str, Any]]  # of one leaf, by rule
 
 
-def _is_rule(node: Any) -> bool:
-    return isinstance(node, RuleState)
+@dataclasses.dataclass(frozen=True)
+class _Path:
+    """The rules that a leaf meets, and what each is given besides the leaf."""
+
+    rules: tuple[tuple[Rule, _Statics], ...]
+    constants: list[Constants]
+
+    def _given(self, number: int, p: jax.Array, slots: _Slots) -> tuple[Any, ...]:
+        """What a rule takes after the gradient."""
+        (rule, _), (t, scalars, shared, value, _) = self.rules[number], self.constants[number]
+        needs = tuple({"params": p, "value": value}[need] for need in rule.needs)
+        return slots[number] | shared, t, scalars, needs
+
+    def through(self, p: jax.Array, g: jax.Array, slots: _Slots, measured: list[Any]) -> tuple[jax.Array, _Slots]:
+        """The update and the slots after as many rules as are measured."""
+        p, after = as_compute(p), []
+        for number, found in enumerate(measured):
+            rule, statics = self.rules[number]
+            own, t, scalars, needs = self._given(number, p, slots)
+            needs = needs if rule.measure is None else (*needs, found)
+            g, new = once_measured(rule, dict(statics), g, own, t, scalars, needs)
+            after.append(new)
+        return g, after
+
+    def _measure(
+        self, whole: Whole, leaf: tuple[jax.Array, jax.Array, _Slots, list[Any]]
+    ) -> tuple[Any, dict[str, Any]]:
+        """What the first rule not measured yet says of its gradient, and its slots after that."""
+        p, g, slots, measured = leaf
+        number = len(measured)
+        rule, statics = self.rules[number]
+        u, _ = self.through(p, g, slots, measured)
+        found, after = measured_by(rule, dict(statics), whole, u, *self._given(number, as_compute(p), slots))
+        return found, {name: after[name] for name in slots[number]}
+
+    def measure(
+        self, p: jax.Array, g: jax.Array, slots: _Slots, length: int | None
+    ) -> tuple[list[Any], _Slots, list[jax.Array]]:
+        """What each rule measures of the tree or of this leaf, the slots that this changes, and what loops it took."""
+        measured, slots, ends = [], list(slots), []
+        for number, (rule, _) in enumerate(self.rules):
+            found = self.constants[number].measured
+            if rule.measures_leaves:
+                cut = length if all(jnp.ndim(x) == 0 for x in jax.tree.leaves(measured)) else None
+                leaf = p, g, slots, measured
+                (found, slots[number]), done = measured_in_place(self._measure, p.shape, leaf, cut)
+                ends += [] if done is None else [done]
+            measured.append(found)
+        return measured, slots, ends
 
 
-class _Slots:
-    """The slots in a state that have the parameters' tree, as lists of leaves."""
+@functools.lru_cache(maxsize=4096)
+def _program(rules: tuple[tuple[Rule, _Statics], ...], length: int | None) -> Callable[..., Any]:
+    """(p, g, slots, constants, ok) → (p, slots, of each loop over blocks whether it has ended).
 
-    def __init__(self, state: Any, params: Any):
-        self.treedef = jax.tree.structure(params, is_leaf=none_is_leaf)
-        shapes = [getattr(leaf, "shape", ()) for leaf in jax.tree.leaves(params, is_leaf=none_is_leaf)]
+    Compiled, so that leaves of equal shape and dtype are traced once.
+    """
 
-        def per_leaf(tree: Any) -> bool:
-            leaves, treedef = jax.tree.flatten(tree, is_leaf=none_is_leaf)
-            pairs = zip(leaves, shapes, strict=False)
-            return treedef == self.treedef and all(x is None or jnp.shape(x) == shape for x, shape in pairs)
+    def leaf(p: jax.Array, g: jax.Array, slots: _Slots, constants: list[Constants], ok: Any) -> Any:
+        path = _Path(rules, constants)
+        measured, known, ends = path.measure(p, g, slots, length)
+        held, treedef = jax.tree.flatten(known)
+        if ok is not None:
+            before = jax.tree.leaves(slots)
+            held = [x if x is old else jnp.where(ok, x, old) for x, old in zip(held, before, strict=True)]
+        moving = [number for number, moves in enumerate(of_shape(known, p.shape)) if moves]
 
-        rules = jax.tree.leaves(state, is_leaf=_is_rule)
-        self.places = [(i, name) for i, rule in enumerate(rules) for name in rule.slots if per_leaf(rule.slots[name])]
+        def filled(parts: tuple[Any, ...]) -> _Slots:
+            given = dict(zip(moving, parts, strict=True))
+            return treedef.unflatten([given.get(number, x) for number, x in enumerate(held)])
 
-    def of(self, state: Any) -> list[list[Any]]:
-        rules = jax.tree.leaves(state, is_leaf=_is_rule)
-        return [jax.tree.leaves(rules[i].slots[name], is_leaf=none_is_leaf) for i, name in self.places]
+        def on_part(updated: tuple[Any, ...], read: tuple[Any, ...]) -> tuple[Any, ...]:
+            u, after = path.through(updated[0], read[0], filled(updated[1:]), measured)
+            leaves = treedef.flatten_up_to(after)
+            new = (apply_leaf(updated[0], u), *(leaves[number] for number in moving))
+            return new if ok is None else tuple(map(functools.partial(jnp.where, ok), new, updated))
 
-    def put(self, state: Any, slots: list[list[Any]]) -> Any:
-        rules, outer = jax.tree.flatten(state, is_leaf=_is_rule)
-        for (i, name), leaves in zip(self.places, slots, strict=True):
-            rules[i] = rules[i]._replace(slots=rules[i].slots | {name: jax.tree.unflatten(self.treedef, leaves)})
-        return jax.tree.unflatten(outer, rules)
+        arrays = (p, *(held[number] for number in moving))
+        if length is None or any(jnp.ndim(x) for x in jax.tree.leaves(measured)):
+            p, *parts = on_part(arrays, (g,))
+        else:
+            (p, *parts), done = in_blocks(on_part, arrays, (g,), length)
+            ends.append(done)
+        return p, filled(tuple(parts)), ends
+
+    return jax.jit(leaf)
 
 
 def _tail(
     chain: Chain, updates: Any, state: dict[str, Any], params: Any, extra: dict[str, Any]
 ) -> tuple[Any, dict[str, Any], Chain]:
-    """Run the members that need whole leaves: (their updates, their states, the rest, which needs only blocks)."""
-    members = list(chain.members)
+    """Run the members that need the whole tree: (their updates, their states, the rest, which leaves meet alone)."""
+    members, names = list(chain.members), chain.names
     start = len(members)
-    while start and members[start - 1]._blockwise:
+    while start and members[start - 1]._met_by(params) is not None:
         start -= 1
-    measures = bool(start) and members[start - 1]._measures
-    start -= measures
-    head = Chain(chain.names[:start], tuple(members[:start]))
+    last = max(start - 1, 0)  # which may only measure the tree
+    head = Chain(names[:last], tuple(members[:last]))
     updates, before = head._run(updates, {name: state[name] for name in head.names}, params, extra)
-    if measures:
-        members[start] = members[start]._measured(updates, state[chain.names[start]])
-    fixed = tuple(member._fixed(params) for member in members[start:])
-    return updates, before, Chain(chain.names[start:], fixed)
+    if last < start:
+        measured = members[last]._measured(updates, state[names[last]])
+        if measured is None:
+            updates, before[names[last]] = members[last]._run(updates, state[names[last]], params, extra)
+            last = start
+        else:
+            members[last] = measured
+    return updates, before, Chain(names[last:], tuple(members[last:]))
 
 
-def _blocks(rows: list[list[Any]]) -> dict[int, int]:
-    """Leaf → block length, from each leaf's gradient (None where it is not trained), parameter and slots.
+def _at(state: Any, keys: tuple[str, ...]) -> Any:
+    for key in keys:
+        state = (state.groups if isinstance(state, PartitionState) else state)[key]
+    return state
+
+
+def _put(state: Any, keys: tuple[str, ...], new: Any) -> Any:
+    if not keys:
+        return new
+    groups = dict(state.groups if isinstance(state, PartitionState) else state)
+    groups[keys[0]] = _put(groups[keys[0]], keys[1:], new)
+    return PartitionState(groups) if isinstance(state, PartitionState) else groups
+
+
+class _Leaves:
+    """The rules that the leaves of a tree meet, by the keys of their states, and the slots that belong to leaves."""
+
+    def __init__(self, tail: Chain, params: Any):
+        self.met = tail._met_by(params)
+        self.rules = {one.keys: one.transformation for own in self.met for one in own}
+        self.treedef = jax.tree.structure(params, is_leaf=none_is_leaf)
+
+    def constants(self, state: Any, extra: dict[str, Any]) -> dict[tuple[str, ...], Constants]:
+        return {keys: rule._constants(_at(state, keys), extra) for keys, rule in self.rules.items()}
+
+    def slots(self, state: Any) -> dict[tuple[str, ...], dict[str, list[Any]]]:
+        """Keys → name → a slot per leaf."""
+        return {
+            keys: {
+                name: self.treedef.flatten_up_to(_at(state, keys).slots[name]) for name in rule.rule.slots_per("leaf")
+            }
+            for keys, rule in self.rules.items()
+        }
+
+    def put(self, state: Any, slots: dict[tuple[str, ...], dict[str, list[Any]]]) -> Any:
+        for keys, own in slots.items():
+            held = _at(state, keys)
+            trees = {name: self.treedef.unflatten(leaves) for name, leaves in own.items()}
+            state = _put(state, keys, held._replace(slots=held.slots | trees))
+        return state
+
+
+def _length(p: jax.Array, g: jax.Array, slots: _Slots, most: float) -> int | None:
+    """The length of a leaf's blocks; None if they would not pay.
 
     Not for one without slots, which is a single loop as it is; nor for half precision, which XLA:CPU would convert as a
-    whole; nor for one that holds so much of all elements that the other cores would wait for the one that takes it.
+    whole; nor for one of more than `most` elements, which the other cores would wait for, unless it has slots in codes,
+    which would be written down decoded. Those can be cut between two blocks of codes if all of these are whole.
     """
-    most = 2 * sum(row[0].size for row in rows if row[0] is not None) / cpu_cores()
-
-    def length(row: list[Any]) -> int | None:
-        wide = all(x is not None and dtype_of(x) in (jnp.float32, jnp.float64) for x in row)
-        return block_of(row[0].size) if len(row) > 2 and wide and row[0].size <= most else None
-
-    return {index: found for index, row in enumerate(rows) if (found := length(row)) is not None}
+    moving = [x for x in jax.tree.leaves(slots, is_leaf=is_stored) if x.shape == p.shape]
+    codes = [x.block for x in moving if isinstance(x, Codes)]
+    whole = all(p.shape[-1] % block == 0 for block in codes)
+    wide = all(dtype_of(x) in (jnp.float32, jnp.float64, jnp.uint8) for x in jax.tree.leaves((p, g, moving)))
+    pays = moving and wide and whole and (codes or p.size <= most)
+    return block_of(p.size, max(codes, default=1)) if pays else None
 
 
 def _once_done(state: Any, old: Any, ends: list[jax.Array]) -> Any:
@@ -93,59 +208,82 @@ def _once_done(state: Any, old: Any, ends: list[jax.Array]) -> Any:
     return jax.tree.map(lambda new, before: jnp.where(done, new, before) if new.ndim == 0 else new, state, old)
 
 
-def run_in_blocks(
-    transformation: GradientTransformation, params: Any, state: Any, updates: Any, extra: dict[str, Any], ok: Any
+@dataclasses.dataclass(frozen=True)
+class _Applied(Member):
+    """A member whose updates are added where they are made: parameters come out in place of updates."""
+
+    ok: Any
+    blocks: bool
+
+    def __call__(self, updates: Any, params: Any = None, state: Any = None, ok: Any = None) -> tuple[Any, Any]:
+        state = self.state if state is None else state
+        ok = self.ok if ok is None else ok if self.ok is None else ok & self.ok
+        return run_by_leaf(self.transformation, self.params, state, updates, self.extra, ok, self.blocks)
+
+    def skipped(self, updates: Any) -> tuple[Any, Any]:
+        return self.params, self.state
+
+
+def _run_around(
+    transformation: WrapperTransformation, params: Any, state: Any, updates: Any, extra: dict[str, Any], ok: Any, *rest
 ) -> tuple[Any, Any]:
-    """`_run` and `apply_leaf` on gradients that `_enter` has seen, large leaves block by block.
+    """`run_by_leaf` of a wrapper that passes the updates of its member on."""
+    after, new = transformation._run(updates, state, params, extra, lambda *given: _Applied(*given, ok, *rest))
+    if ok is None:
+        return after, new
+    own, before = (held._replace(inner=None) for held in (new, state))
+    return after, jax.tree.map(functools.partial(jnp.where, ok), own, before)._replace(inner=new.inner)
+
+
+def run_by_leaf(
+    transformation: GradientTransformation,
+    params: Any,
+    state: Any,
+    updates: Any,
+    extra: dict[str, Any],
+    ok: Any,
+    blocks: bool,
+) -> tuple[Any, Any]:
+    """`_run` and `apply_leaf` on gradients that `_enter` has seen, with a program of its own for each large leaf.
 
     Args:
       ok: None, or a flag without which parameters and state stay as they are.
+      blocks: go through leaves in blocks where that pays; for programs on one CPU.
     """
+    if isinstance(transformation, WrapperTransformation) and "passes_on" in transformation._flags:
+        return _run_around(transformation, params, state, updates, extra, ok, blocks)
     lone = not isinstance(transformation, Chain)
     chain = Chain(("",), (transformation,)) if lone else transformation
     before = {"": state} if lone else state
     updates, head, tail = _tail(chain, updates, before, params, extra)
     old = {name: before[name] for name in tail.names}
-
-    slots = _Slots(old, params)
-    held = slots.of(old)
-    leaves, treedef = jax.tree.flatten(params, is_leaf=none_is_leaf)
-    flow = treedef.flatten_up_to(updates)
-    nothing = [None] * len(leaves)
-    own = [[s[i] for s in held if s[i] is not None] for i in range(len(leaves))]
-    blocks = _blocks([[u, p, *slots] for u, p, slots in zip(flow, leaves, own, strict=True)])
-
-    def only(index: int, leaf: Any) -> list[Any]:
-        return [*nothing[:index], leaf, *nothing[index + 1 :]]
-
-    def program(index: int, updated: tuple[Any, ...], read: tuple[Any, ...]) -> tuple[Any, ...]:
-        p, *blocks_of_slots = updated
-        given = iter(blocks_of_slots)
-        inside = slots.put(old, [nothing if s[index] is None else only(index, next(given)) for s in held])
-        here, at = treedef.unflatten(only(index, read[0])), treedef.unflatten(only(index, p))
-        u, after = tail._run(here, inside, at, extra)
-        new = [apply_leaf(p, treedef.flatten_up_to(u)[index])]
-        new += [s[index] for s in slots.of(after) if s[index] is not None]
-        return tuple(new if ok is None else map(functools.partial(jnp.where, ok), new, updated))
+    there = _Leaves(tail, params)
+    leaves, flow = (there.treedef.flatten_up_to(tree) for tree in (params, updates))
+    slots, constants = there.slots(old), there.constants(old, extra)
+    most = 2 * sum(g.size for g in flow if g is not None) / cpu_cores()
 
     results, ends = {}, []
-    for index, length in blocks.items():
-        arrays = (leaves[index], *own[index])
-        results[index], done = in_blocks(functools.partial(program, index), arrays, (flow[index],), length)
-        ends.append(done)
+    for index, (met, p, g) in enumerate(zip(there.met, leaves, flow, strict=True)):
+        rules = tuple((one.transformation.rule, one.transformation._statics) for one in met)
+        own = [{name: each[index] for name, each in slots[one.keys].items()} for one in met]
+        length = _length(p, g, own, most) if blocks and g is not None else None
+        measures = g is not None and g.size >= _LARGE and any(rule.measures_leaves for rule, _ in rules)
+        if length is not None or measures:
+            given = [constants[one.keys] for one in met]
+            *results[index], own_ends = _program(rules, length)(p, g, own, given, ok)
+            ends += own_ends
 
-    rest = [None if i in results else u for i, u in enumerate(flow)]
-    u, new = tail._run(treedef.unflatten(rest), old, params, extra)
-    after = [apply_leaf(p, x) for p, x in zip(leaves, treedef.flatten_up_to(u), strict=True)]
+    rest = [None if index in results else g for index, g in enumerate(flow)]
+    u, new = tail._run(there.treedef.unflatten(rest), old, params, extra)
+    after = [apply_leaf(p, x) for p, x in zip(leaves, there.treedef.flatten_up_to(u), strict=True)]
     new = head | new
     if ok is not None:
         after, new = jax.tree.map(functools.partial(jnp.where, ok), (after, new), (leaves, before))
-    new_tail = _once_done({name: new[name] for name in tail.names}, old, ends)
-    found = slots.of(new_tail)
-    for index, (p, *blocks_of_slots) in results.items():
-        after[index], given = p, iter(blocks_of_slots)
-        for leaves_of_slot in found:
-            if leaves_of_slot[index] is not None:
-                leaves_of_slot[index] = next(given)
-    new |= slots.put(new_tail, found)
-    return treedef.unflatten(after), new[""] if lone else {name: new[name] for name in chain.names}
+    slots = there.slots(new)
+    for index, (p, own) in results.items():
+        after[index] = p
+        for one, changed in zip(there.met[index], own, strict=True):
+            for name, slot in changed.items():
+                slots[one.keys][name][index] = slot
+    new = _once_done(there.put(new, slots), before, ends)
+    return there.treedef.unflatten(after), new[""] if lone else {name: new[name] for name in chain.names}

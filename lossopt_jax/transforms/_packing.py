@@ -20,9 +20,10 @@ from lossopt_jax._core import (
     map_arrays,
     none_is_leaf,
 )
+from lossopt_jax.kernels import loaded
 from lossopt_jax.transforms._base import GradientTransformation, as_member
 from lossopt_jax.transforms._chain import Chain
-from lossopt_jax.transforms._groups import Masked, Partition, _keep
+from lossopt_jax.transforms._groups import Freeze, Masked, Partition, _keep
 from lossopt_jax.transforms._lift import RuleTransformation, WrapperTransformation
 from lossopt_jax.transforms._registry import registry
 from lossopt_jax.transforms._rule import Extent, Rule
@@ -165,6 +166,8 @@ def _decisions(tx: GradientTransformation, params: Any) -> Iterator[list[Any]]:
         chosen = tx._chosen(params)
         yield chosen
         yield from _decisions(tx.inner, _keep(params, chosen))
+    elif isinstance(tx, Freeze):
+        yield tx._frozen(params)
     elif isinstance(tx, Partition):
         labels = tx._labels(params)
         yield labels
@@ -179,7 +182,9 @@ def _rebuilt(tx: GradientTransformation, decisions: Iterator[list[Any]], layout:
     """The same composition for packed trees: masks and labels as trees of that layout."""
     if isinstance(tx, Masked):
         mask = layout.each(next(decisions))
-        return Masked(_rebuilt(tx.inner, decisions, layout), mask)
+        return tx._rebuilt(_rebuilt(tx.inner, decisions, layout), mask)
+    if isinstance(tx, Freeze):
+        return Freeze(layout.each(next(decisions)))
     if isinstance(tx, Partition):
         labels = layout.each(next(decisions))
         return Partition(labels, tuple((label, _rebuilt(member, decisions, layout)) for label, member in tx.groups))
@@ -187,9 +192,15 @@ def _rebuilt(tx: GradientTransformation, decisions: Iterator[list[Any]], layout:
     return dataclasses.replace(tx, members=members) if members else tx
 
 
+def _has_slots(tx: GradientTransformation) -> bool:
+    """Whether anything would be kept packed; if not, leaves are better off alone."""
+    own = isinstance(tx, RuleTransformation | WrapperTransformation) and tx.rule.slots_per("leaf")
+    return bool(own) or any(map(_has_slots, tx._members()))
+
+
 def _refusal(tx: GradientTransformation) -> str | None:
     """Why a member cannot run on packed leaves, if it cannot."""
-    if isinstance(tx, Masked | Partition | Chain):
+    if isinstance(tx, Masked | Freeze | Partition | Chain):
         return None
     if not isinstance(tx, RuleTransformation | WrapperTransformation):
         return "a transform whose arithmetic this library does not know"
@@ -246,14 +257,16 @@ class PackSmall(GradientTransformation):
                 # not the storage dtype: master weights run what they initialised at half precision in float32
                 dtype = compute_dtype(dtype_of(leaf))
                 alike.setdefault((dtype, *(each[index] for each in decisions)), []).append(index)
-        groups = [group for run in alike.values() for group in _groups_of(run, shapes, self.max_group_size)]
+        runs = alike.values() if _has_slots(self.inner) else ()
+        groups = [group for run in runs for group in _groups_of(run, shapes, self.max_group_size)]
         layout = _Layout(treedef, shapes, tuple(group for group in groups if len(group) > 1))
         dtypes = tuple(_common_dtype([leaves[index] for index in group]) for group in layout.groups)
         return layout, dtypes, _rebuilt(self.inner, iter(decisions), layout)
 
     def _init(self, params: Any) -> Any:
         layout, dtypes, inner = self._plan(params)
-        return inner._init(layout.pack(params, dtypes=dtypes))
+        state = inner._init(layout.pack(params, dtypes=dtypes))  # groups are taken apart, so they stay uncompressed
+        return _over_packed(lambda tree: tree._replace(packed=loaded(tree.packed)), state)
 
     def _run(self, updates: Any, state: Any, params: Any, extra: dict[str, Any]) -> tuple[Any, Any]:
         if params is None:
@@ -300,8 +313,9 @@ def pack_small(inner: Any, max_leaf_size: int = 1024, max_group_size: int = 16) 
     Every leaf costs a few kernels, in each step and when compiling. Here real leaves of at most `max_leaf_size`
     elements, of one compute dtype, on which every mask and label inside agrees, are put end to end in groups; the inner
     transform sees a group as one array, and its slots are kept that way. Other leaves, groups of one, and complex
-    ones stay as they are. States and updates hold the same values as without (sums over the tree add up in another
-    order). Equal leaves share a group, so that their kernels are compiled once.
+    ones stay as they are, and so do all leaves under rules that remember nothing. States and updates hold the same
+    values as without (sums over the tree add up in another order). Equal leaves share a group, so that their kernels
+    are compiled once.
 
     Not the default: slots lie under other paths (a checkpoint is of one layout), and leaves that are sharded, which
     cannot be seen under `jit`, would be gathered into their group: keep those larger than `max_leaf_size`.

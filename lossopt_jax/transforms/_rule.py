@@ -6,7 +6,7 @@ import inspect
 import sys
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Annotated, Any, Literal, TypeAlias, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, get_args, get_origin
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,8 @@ from lossopt_jax._core import (
     is_complex,
     widest_float,
 )
+from lossopt_jax.kernels import is_stored, load, store
+from lossopt_jax.transforms._measures import Whole
 
 
 class Extent(int):
@@ -53,19 +55,23 @@ class Slot:
         arguments (a dict): the axes of the parameter along which the slot runs (an `Extent` for one of its own), a
         list of those for several arrays, or None for no slot.
       fill: the initial value: a number, the name of an argument of the rule, or a function of the parameter
-        (its result is copied, never aliased).
+        (its result is copied, never aliased; None for no slot).
       per: "leaf", or "tree" for one scalar (or array of Extents) that all leaves share.
-      dtype: None for the leaf's compute dtype (at least float32).
+      dtype: None for the leaf's compute dtype (at least float32), "param" for its own.
       nonnegative: never below zero, which a low-bit code can use.
       exact: never to be compressed.
     """
 
     shape: Literal["param", "leaf"] | Callable[[tuple[int, ...], dict[str, Any]], Axes | list[Axes] | None] = "param"
-    fill: float | str | Callable[[jax.Array], jax.Array] = 0.0
+    fill: float | str | Callable[[jax.Array], jax.Array | None] = 0.0
     per: Literal["leaf", "tree"] = "leaf"
     dtype: Any = None
     nonnegative: bool = False
     exact: bool = False
+
+    @property
+    def compressible(self) -> bool:
+        return self.shape == "param" and self.per == "leaf" and self.dtype is None and not self.exact
 
     def make(self, parameter: Any, arguments: dict[str, Any]) -> Any:
         """The initial slot of one leaf, or of the tree."""
@@ -73,11 +79,13 @@ class Slot:
         if self.per == "tree":
             axes = self.shape((), arguments) if callable(self.shape) else ()
             return jnp.array(jnp.full(tuple(map(int, axes)), fill, self.dtype or default_float()), copy=True)
-        dtype = self.dtype or compute_dtype(dtype_of(parameter))
+        own = dtype_of(parameter)
+        dtype = own if self.dtype == "param" else self.dtype or compute_dtype(own)
         if is_complex(parameter) and not callable(fill):  # which rules see as two real arrays
             fill = fill * (1 + 1j)
         if callable(fill):
-            return jnp.array(fill(jnp.asarray(parameter)), dtype, copy=True)
+            value = fill(jnp.asarray(parameter))
+            return None if value is None else jnp.array(value, dtype, copy=True)
         if self.shape == "param":  # full_like keeps the parameter's sharding
             return jnp.full_like(parameter, fill, dtype=dtype)
         axes = () if self.shape == "leaf" else self.shape(jnp.shape(parameter), arguments)
@@ -111,11 +119,15 @@ class Rule:
         return self.lift == "treewise" and self.measure is None
 
     @property
-    def blockwise(self) -> bool:
-        """Whether a part of an array is enough for it, and of its slots."""
-        alone = self.lift == "elementwise" or (self.lift == "treewise" and self.measure is not None)
-        shaped = all(slot.shape == "param" for slot in self.slots.values() if slot.per == "leaf")
+    def by_leaf(self) -> bool:
+        """Whether its function, once what it measures is known, has no operation across elements."""
+        alone = self.lift == "elementwise" or self.measure is not None
+        shaped = self.measures_leaves or all(s.shape == "param" for s in self.slots.values() if s.per == "leaf")
         return alone and shaped and set(self.needs) <= {"params", "value"}
+
+    @property
+    def measures_leaves(self) -> bool:
+        return self.lift == "leafwise" and self.measure is not None
 
     def statics(self, arguments: tuple[tuple[str, Any], ...]) -> tuple[tuple[str, Any], ...]:
         """The arguments that the function takes as they are; a seed lives in the state alone."""
@@ -127,6 +139,16 @@ class Rule:
 
     def __reduce__(self) -> Any:
         return _rule_of, (self.function.__module__, self.function.__qualname__)
+
+
+class Constants(NamedTuple):
+    """What a rule is given in one update whichever the leaf."""
+
+    t: jax.Array
+    scalars: dict[str, jax.Array]
+    shared: dict[str, jax.Array]
+    value: jax.Array | None
+    measured: Any
 
 
 def _rule_of(module: str, qualname: str) -> Rule:
@@ -161,9 +183,10 @@ def declare(
 
 def _raise_to(dtype: Any, tree: Any) -> Any:
     def raised(leaf: Any) -> Any:
+        leaf = load(leaf)
         return leaf.astype(dtype) if jnp.issubdtype(dtype_of(leaf), jnp.floating) else leaf
 
-    return jax.tree.map(raised, tree)
+    return jax.tree.map(raised, tree, is_leaf=is_stored)
 
 
 def _raise_each(gradients: list[jax.Array], tree: Any, dtype: Any) -> Any:
@@ -177,7 +200,40 @@ def _raise_each(gradients: list[jax.Array], tree: Any, dtype: Any) -> Any:
     return jax.tree.map(raised, tree, is_leaf=lambda node: isinstance(node, list) or callable(node))
 
 
+def measured_by(
+    rule: Rule,
+    static: dict[str, Any],
+    whole: Whole,
+    g: jax.Array,
+    slots: dict[str, Any],
+    t: jax.Array,
+    scalars: dict[str, jax.Array],
+    needs: tuple[Any, ...],
+) -> tuple[Any, dict[str, Any]]:
+    """What the rule measures of one array, and the slots after that."""
+    seen, extras = _raise_to(g.dtype, (slots, needs))
+    scalars = _raise_to(g.dtype, scalars)
+    measured, changed = rule.measure(whole, g, SimpleNamespace(**seen), t.astype(g.dtype), *extras, **scalars, **static)
+    return measured, slots | _stored(rule, (), slots, (), changed)
+
+
 def _call(
+    rule: Rule,
+    static: dict[str, Any],
+    g: Any,
+    slots: dict[str, Any],
+    t: jax.Array,
+    scalars: dict[str, jax.Array],
+    needs: tuple[Any, ...],
+) -> tuple[Any, dict[str, Any]]:
+    """`once_measured`, and before that what the rule measures of one array."""
+    if rule.measures_leaves:
+        measured, slots = measured_by(rule, static, Whole(g.shape), g, slots, t, scalars, needs)
+        needs = (*needs, measured)
+    return once_measured(rule, static, g, slots, t, scalars, needs)
+
+
+def once_measured(
     rule: Rule,
     static: dict[str, Any],
     g: Any,
@@ -199,18 +255,22 @@ def _call(
     for name in changed:
         if name not in own:
             raise TypeError(complaint(rule.name, "a returned slot", f"be among {list(own)}", repr(name)))
-    before = {name: slots[name] for name in changed}
-    _check_shapes(rule, g, before, update, changed)
-    after = jax.tree.map(lambda new, old: new.astype(old.dtype), changed, before)
+    after = _stored(rule, g, slots, update, changed)
     return update, {name: after.get(name, slots[name]) for name in own}
 
 
-def _check_shapes(rule: Rule, g: Any, before: dict[str, Any], update: Any, changed: dict[str, Any]) -> None:
-    expected, got = (jax.tree.map(jnp.shape, pair) for pair in ((g, before), (update, changed)))
+def _stored(rule: Rule, g: Any, slots: dict[str, Any], update: Any, changed: dict[str, Any]) -> dict[str, Any]:
+    """The slots that a rule changed, kept as they were; each must have its shape, and the update the gradient's."""
+    before = {name: slots[name] for name in changed}
+    expected, got = (
+        jax.tree.map(lambda x: x.shape if is_stored(x) else jnp.shape(x), pair, is_leaf=is_stored)
+        for pair in ((g, before), (update, changed))
+    )
     if "per_example" in rule.flags:  # such a rule takes the first axis of every gradient away
         expected = ([shape[1:] for shape in expected[0]], expected[1])
     if expected != got:
         raise TypeError(complaint(rule.name, "update and slots", f"keep the shapes {expected}", got))
+    return jax.tree.map(store, changed, before)
 
 
 def apart(call: Callable[..., Any], *arguments: Any) -> Any:

@@ -81,8 +81,8 @@ def survives(rule, kind, name):
         object.__setattr__(rule, "function", mutate(function, 2 if rule.lift == "wrapper" else 1, kind, name))
         if once is not None and kind != "output":
             object.__setattr__(rule, "once", mutate(once, 0, kind, name))
-        if measure is not None and kind == "argument":
-            object.__setattr__(rule, "measure", mutate(measure, 0, kind, name))
+        if measure is not None and (kind == "argument" or (kind == "slot" and rule.measures_leaves)):
+            object.__setattr__(rule, "measure", mutate(measure, 2, kind, name))
         program.cache_clear()
         for case in cases_of_rules()[rule.name]:
             if id(case) not in _expected:

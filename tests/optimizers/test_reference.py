@@ -664,7 +664,226 @@ def optax_rule(name, *grid, of=tree):
     ]
 
 
+def kernels(seed):
+    return {name: x for name, x in ranks(seed).items() if x.ndim > 2}
+
+
+def bounded(most):
+    """Gradient descent that skips long gradients."""
+
+    def start(w):
+        def move(g, t):
+            w[:] -= RATE * g if np.linalg.norm(g) <= most else 0
+            return w
+
+        return move
+
+    return start
+
+
+def broken(seed):
+    """The usual tree, but for three gradients that are not finite."""
+    return {name: x * {103: np.inf, 104: np.nan, 108: -np.inf}.get(seed, 1) for name, x in ranks(seed).items()}
+
+
+WEIGHTS = [1.0, 3.0, 0.5, 0.0, 2.0, 1.0, 4.0, 0.25]
+
+
+def weight(step, params, grads):
+    return {"weight": WEIGHTS[step % len(WEIGHTS)]}
+
+
+def accumulated(mean):
+    """Gradient descent on weighted means or sums of k gradients, where k grows."""
+
+    def start(w):
+        held, steps = [], []
+
+        def move(g, t):
+            held.append((weight(t - 1, None, None)["weight"], g.copy()))
+            if len(held) >= 2 + (t - 1) / 4:
+                total = sum(part * g for part, g in held)
+                w[:] -= falling(len(steps)) * (total / sum(part for part, _ in held) if mean else total)
+                steps.append(t)
+                held.clear()
+            return w
+
+        return move
+
+    return start
+
+
+def clipped_to_quantile(q, window):
+    """Gradient descent on gradients clipped to a quantile of the last norms."""
+
+    def start(w):
+        norms = []
+
+        def move(g, t):
+            norms.append(np.linalg.norm(g))
+            w[:] -= RATE * g * min(1, np.quantile(norms[-window:], q) / norms[-1])
+            return w
+
+        return move
+
+    return start
+
+
+def within_ball(w):
+    """Projected gradient descent in the ball of radius 1."""
+
+    def move(g, t):
+        w[:] -= RATE * g
+        w[:] /= max(1, np.linalg.norm(w))
+        return w
+
+    return move
+
+
+NORMS = [np.linalg.norm(flat(g)) for g in gradients()]
+
+
+def spikes_skipped(factor, q, window):
+    """Gradient descent that skips what is long beside the last gradients."""
+
+    def start(w):
+        def move(g, t):
+            before = NORMS[max(t - 1 - window, 0) : t - 1]
+            w[:] -= RATE * g if t <= window or NORMS[t - 1] <= factor * np.quantile(before, q) else 0
+            return w
+
+        return move
+
+    return start
+
+
+def just_too_long(q, window):
+    """The factor that skips a middling step by a hair's breadth."""
+    ratios = [NORMS[t] / np.quantile(NORMS[t - window : t], q) for t in range(window, len(NORMS))]
+    return sorted(ratios)[len(ratios) // 2] * (1 - 1e-6)
+
+
+def decaying(weight_decay, initial=False, independent=False):
+    """Gradient descent with decay to zero or to where it began, with the rate or without."""
+
+    def start(w):
+        origin = w.copy() if initial else 0.0
+
+        def move(g, t):
+            pull = (weight_decay(t - 1) if callable(weight_decay) else weight_decay) * (w - origin)
+            w[:] -= RATE * g + (pull if independent else RATE * pull)
+            return w
+
+        return move
+
+    return start
+
+
+def loss_scaled(scale, interval, growth, backoff, least, most):
+    """Gradient descent on scaled gradients."""
+
+    def start(w):
+        state = {"scale": scale, "good": 0}
+
+        def move(g, t):
+            if not np.all(np.isfinite(g)):
+                state.update(scale=max(state["scale"] * backoff, least), good=0)
+                return w
+            w[:] -= RATE * g / state["scale"]
+            state["good"] += 1
+            if state["good"] == interval:
+                state.update(scale=min(state["scale"] * growth, most), good=0)
+            return w
+
+        return move
+
+    return start
+
+
+JUST_BELOW = 0.9995 * np.linalg.norm(flat(list(gradients())[-1]))
+
 CASES |= {
+    "apply_if_finite": [
+        Case(
+            "optax",
+            lambda: T.apply_if_finite(O.adam(RATE)),
+            lambda: optax_path(lambda: optax.apply_if_finite(optax.adam(RATE), 100), of=broken),
+            partial(path_of, of=broken),
+        )
+    ],
+    "dynamic_loss_scale": [
+        paper_case(
+            lambda a=a: T.dynamic_loss_scale(
+                O.sgd(RATE),
+                *a[:1],
+                growth_interval=a[1],
+                growth_factor=a[2],
+                backoff_factor=a[3],
+                min_scale=a[4],
+                max_scale=a[5],
+            ),
+            loss_scaled(*a),
+            of=broken,
+        )
+        for a in ((8.0, 2, 1.7, 0.3, 0.1, 100.0), (8.0, 2, 1.7, 0.3, 3.0, 10.0))
+    ],
+    "multi_steps": [
+        *(
+            Case(
+                "optax",
+                lambda k=k, mean=mean: T.multi_steps(O.adamw(falling), k, use_grad_mean=mean),
+                lambda k=k, mean=mean: optax_path(
+                    lambda: optax.MultiSteps(optax.adamw(falling), k, use_grad_mean=mean, accumulator_dtype=jnp.float64)
+                ),
+            )
+            for k, mean in ((3, True), (2, False))
+        ),
+        *(
+            Case(
+                "NumPy",
+                lambda mean=mean: T.multi_steps(O.sgd(falling), lambda step: 2.0 + step / 4, mean),
+                lambda mean=mean: numpy_path(accumulated(mean)),
+                partial(path_of, extra=weight),
+            )
+            for mean in (True, False)
+        ),
+    ],
+    "add_decay_to_initial": [
+        paper_case(lambda a=a: lo.chain(T.add_decay_to_initial(a), O.sgd(RATE)), decaying(a, initial=True))
+        for a in (0.3, falling)
+    ],
+    "add_independent_weight_decay": [
+        paper_case(lambda a=a: lo.chain(O.sgd(RATE), T.add_independent_weight_decay(a)), decaying(a, independent=True))
+        for a in (0.3, falling)
+    ],
+    "clip_by_norm_quantile": [
+        paper_case(lambda a=a: lo.chain(T.clip_by_norm_quantile(*a), O.sgd(RATE)), clipped_to_quantile(*a))
+        for a in ((0.3, 5), (0.75, 100), (0.0, 4), (1.0, 3))
+    ],
+    "project_params": [paper_case(lambda: lo.chain(O.sgd(RATE), T.project_params(T.projection_l2_ball)), within_ball)],
+    "skip_spikes": [
+        paper_case(lambda a=a: T.skip_spikes(O.sgd(RATE), just_too_long(*a), *a), spikes_skipped(just_too_long(*a), *a))
+        for a in ((0.6, 4), (0.3, 5))
+    ],
+    "skip_large_updates": [
+        paper_case(lambda: T.skip_large_updates(O.sgd(RATE), JUST_BELOW), bounded(JUST_BELOW)),
+    ],
+    "adaptive_grad_clip": [
+        *optax_rule("adaptive_grad_clip", {"clipping": 0.1}, {"clipping": 0.1, "eps": 1.5}, of=ranks),
+        *optax_rule("adaptive_grad_clip", {"clipping": 0.1, "axis": (0, 1)}, of=kernels),
+    ],
+    "centralize": optax_rule("centralize", {}, of=ranks),
+    "clip_by_norm": [
+        keras_case(lambda: lo.chain(T.clip_by_norm(0.3), O.sgd(RATE)), lambda k: k.SGD(RATE, clipnorm=0.3)),
+    ],
+    "keep_params_nonnegative": [
+        Case(
+            "optax",
+            lambda: lo.chain(O.sgd(RATE), T.keep_params_nonnegative()),
+            lambda: optax_path(lambda: optax.chain(optax.sgd(RATE), optax.keep_params_nonnegative())),
+        )
+    ],
+    "zero_nans": optax_rule("zero_nans", {}),
     "add_decayed_weights": optax_rule("add_decayed_weights", {"weight_decay": 0.3}, {"weight_decay": falling}),
     "clip": optax_rule("clip", {"max_delta": 0.3}),
     "clip_by_block_rms": optax_rule("clip_by_block_rms", {"threshold": 0.3}),

@@ -20,7 +20,7 @@ from lossopt_jax.transforms._lift import RuleTransformation
 rows = pytest.mark.parametrize(("name", "row"), OPTIMIZERS.items(), ids=OPTIMIZERS)
 
 # Checked by what they do, not by a path: what they compose is, and their own tests say the rest.
-COMPOSITIONS = {"chain", "named_chain", "masked", "partition", "master_weights", "stochastic_rounding"}
+COMPOSITIONS = {"chain", "named_chain", "masked", "partition", "kahan", "master_weights", "stochastic_rounding"}
 
 
 def test_registry_is_exports_is_rows():
@@ -215,6 +215,7 @@ FITTING = {
     "adadelta": partial(O.adadelta, 20.0),
     "dog": partial(O.dog, 3.0),
     "dpsgd": partial(O.dpsgd, 0.05, 100.0, 0.0),
+    "fromage": partial(O.fromage, 0.05),  # its steps keep the length lr·‖w‖, so it bounces by as much
     "hypergradient_sgd": partial(O.hypergradient_sgd, 0.01, 1e-6),
     "lars": partial(O.lars, 10.0),
     "levenberg_marquardt": partial(O.levenberg_marquardt, lambda p: jnp.array([1.0, 30.0]) ** 0.5 * (p - 1.0)),

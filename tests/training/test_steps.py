@@ -132,6 +132,7 @@ def test_no_step_compiles_twice(line):
     assert len(traces) == before
 
 
+@pytest.mark.usefixtures("one_device")
 @pytest.mark.parametrize("blocks", [False, True])
 @pytest.mark.parametrize("optimizer", ["sgd", "sgd(0.1, momentum=0.9)", "adam", "adamw"])
 def test_the_step_updates_in_place(optimizer, blocks):

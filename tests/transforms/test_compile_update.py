@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rows import advance, extras, lifts, whole
 
 import lossopt_jax as lo
+from lossopt_jax._core import CPU_FUSES_SUMS
 
 T, O = lo.transforms, lo.optimizers
 # Levenberg–Marquardt has its own test: here its Jacobian would be parameters × parameters.
@@ -26,8 +27,9 @@ STEPS = {name: whole(O.registry.build(name)) for name in O.registry if name != "
     "clip and adamw": lo.chain(T.clip_by_global_norm(1.0), O.adamw(0.1)),
 }
 compiled = pytest.mark.parametrize("tx", STEPS.values(), ids=STEPS)
-# A rule that looks at a whole array first passes over it once more, and some write it down.
-IN_PLACE = {name: tx for name, tx in STEPS.items() if lifts(tx) <= {"elementwise"}}
+# What measures a leaf first passes over it once more, and writes nothing down either: means from jax 0.10.
+MEASURED = {"fromage", "lamb", "lars", "novograd"} | ({"adafactor", "adam_mini"} if CPU_FUSES_SUMS else set())
+IN_PLACE = {name: tx for name, tx in STEPS.items() if lifts(tx) <= {"elementwise"} or name in MEASURED}
 IN_PLACE |= {name: STEPS[name] for name in ("partition", "master_weights", "clip and adamw")}
 # These read an old slot after its successor has been needed, which XLA:CPU answers with a copy: of a block of a large
 # leaf, or of a whole leaf too small for blocks.
@@ -51,6 +53,7 @@ def assert_close(left, right, eps=2.4e-7):
         np.testing.assert_allclose(np.asarray(a, np.float32), np.asarray(b, np.float32), rtol=eps, atol=eps)
 
 
+@pytest.mark.usefixtures("one_device")
 @pytest.mark.parametrize("name", IN_PLACE)
 def test_in_place_without_temporaries_or_copies(name):
     shapes = {"w": (8192, 4096), "v": (300, 128), "b": (256,)}
@@ -61,9 +64,10 @@ def test_in_place_without_temporaries_or_copies(name):
     memory, text = program.memory_analysis(), program.as_text()
     held, parameters = (sum(4 * math.prod(leaf.shape) for leaf in jax.tree.leaves(tree)) for tree in (state, params))
     assert memory.alias_size_in_bytes >= parameters + held - 64
-    assert memory.temp_size_in_bytes <= 0.01 * parameters
+    # before jax 0.10, norms write down three sums of each row of 128
+    assert memory.temp_size_in_bytes <= (0.01 if CPU_FUSES_SUMS else 0.05) * parameters
     copied = [math.prod(map(int, dims.split(","))) for dims in re.findall(r"= f32\[([\d,]+)[^ ]* copy\(", text)]
-    assert max(copied, default=0) <= (2**16 if name in COPIED else 0)
+    assert max(copied, default=0) <= (2**16 if name in COPIED | MEASURED else 0)
 
 
 @compiled
@@ -88,6 +92,7 @@ def test_consumes_parameters_and_state_and_nothing_else(tx):
     assert step.jitted._cache_size() == 1
 
 
+@pytest.mark.slow
 @compiled
 def test_runs_inside_scan_and_jit(tx):
     params, grads = some(), some(0.1)

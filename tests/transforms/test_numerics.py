@@ -261,6 +261,54 @@ def test_clip_by_global_norm():  # O7 and SEMANTICS 5
     np.testing.assert_array_equal(one_update(clip, bad), bad)  # no factor helps: a guard's business
 
 
+def test_clip_by_norm():  # SEMANTICS 5
+    arrays = [jnp.array([3.0, 4.0]), jnp.full(3, 1e20), jnp.full(3, 1e-25), jnp.array([jnp.inf, 1.0]), jnp.float32(0)]
+    clipped = one_update(T.clip_by_norm(1.0), arrays)
+    np.testing.assert_allclose(clipped[0], [0.6, 0.8], rtol=3e-7)
+    np.testing.assert_allclose(clipped[1], 3**-0.5, rtol=3e-7)
+    for after, before in zip(clipped[2:], arrays[2:], strict=True):
+        np.testing.assert_array_equal(after, before)
+    np.testing.assert_array_equal(one_update(T.clip_by_norm(0.0), jnp.ones(2)), 0)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e30, 1e-30])
+def test_adaptive_grad_clip(scale):
+    tx = T.adaptive_grad_clip(0.1, eps=0.0)
+    weights = jnp.array([[3.0, 0.0], [4.0, 1e-3]]) * scale
+    grads = jnp.array([[0.3, jnp.inf], [0.4, 1.0]]) * scale
+    updates, _ = tx.update(grads, tx.init(weights), weights)
+    np.testing.assert_allclose(updates[:, 0], grads[:, 0], rtol=3e-7)  # ‖g‖ = 0.1 ‖w‖
+    np.testing.assert_array_equal(updates[:, 1], grads[:, 1])  # no factor helps
+    updates, _ = tx.update(10 * grads, tx.init(weights), weights)
+    np.testing.assert_allclose(updates[:, 0], grads[:, 0], rtol=3e-7)
+
+
+def test_zero_nans():
+    bad = jnp.array([jnp.nan, -jnp.inf, 2.0])
+    np.testing.assert_array_equal(one_update(T.zero_nans(), bad), [0, -jnp.inf, 2])
+    np.testing.assert_array_equal(one_update(T.zero_nans(infinities=True), bad), [0, 0, 2])
+
+
+def test_centralize():
+    kernel, vector = jnp.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]), jnp.array([1.0, 2.0])
+    np.testing.assert_array_equal(one_update(T.centralize(), kernel), [[-1, 0, 1], [-1, 0, 1]])
+    np.testing.assert_array_equal(one_update(T.centralize(axis=0), kernel), [[-1.5] * 3, [1.5] * 3])
+    np.testing.assert_array_equal(one_update(T.centralize(), vector), vector)
+
+
+@pytest.mark.parametrize("make", [lambda: T.centralize(axis=2), lambda: T.adaptive_grad_clip(0.1, axis=(0, -3))])
+def test_an_axis_that_is_not_there_is_refused(make):
+    tx, params = make(), jnp.ones((2, 3))
+    with pytest.raises(ValueError, match="axis must name axes of an array that has 2"):
+        tx.update(params, tx.init(params), params)
+
+
+def test_keep_params_nonnegative():
+    tx, params = T.keep_params_nonnegative(), jnp.array([1.0, 1.0, -1.0, 1.0])
+    updates, _ = tx.update(jnp.array([-2.0, -0.5, 0.5, jnp.nan]), tx.init(params), params)
+    np.testing.assert_array_equal(lo.apply_updates(params, updates), [0, 0.5, 0, jnp.nan])
+
+
 def test_clip_bounds_elements():
     update = one_update(T.clip(1.0), jnp.array([-3.0, 0.5, jnp.inf, jnp.nan]))
     np.testing.assert_array_equal(update, [-1, 0.5, 1, jnp.nan])

@@ -53,6 +53,7 @@ def types(tree):
     return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype, getattr(leaf, "weak_type", False)), tree)
 
 
+@pytest.mark.slow
 @packable
 def test_states_and_updates_are_the_unpacked_ones(pair):
     tx, packed = pair
@@ -75,6 +76,7 @@ def test_states_and_updates_are_the_unpacked_ones(pair):
         params = lo.apply_updates(params, updates)
 
 
+@pytest.mark.slow
 @packable
 def test_types_are_a_fixed_point_in_scan(pair):
     _, packed = pair

@@ -1,0 +1,62 @@
+"""Several small batches for one step."""
+
+from typing import Annotated
+
+import jax
+import jax.numpy as jnp
+
+from lossopt_jax._core import NONNEGATIVE, Range, Scalar, check_scalar, map_arrays, none_is_leaf
+from lossopt_jax.transforms._lift import wrapper
+from lossopt_jax.transforms._registry import registry
+from lossopt_jax.transforms._rule import Slot
+
+_AT_LEAST_ONE = Range("be ≥ 1", lambda x: x >= 1)
+
+
+@registry.register("gradient_accumulation")
+@wrapper(
+    flags=("passes_on",),
+    accumulated=Slot(),
+    weight=Slot(per="tree", exact=True),
+    mini_step=Slot(per="tree", dtype=jnp.int32, exact=True),
+)
+def multi_steps(run, updates, slots, t, *, every_k: Annotated[Scalar, _AT_LEAST_ONE], use_grad_mean: bool = True):
+    """Average the gradients of k mini-batches, then take one step.
+
+        W ← W + w,   ḡ ← ḡ + (w / W) (g − ḡ)            (ḡ ← g at the first)
+        at every k-th mini-batch: inner(ḡ), W ← 0;   else no update
+
+    The weight w of a mini-batch is what `update(…, weight=…)` is given, such as its number of unmasked examples, else
+    1. The inner transform is not run in between, and its schedules and bias corrections count steps. `value`, `grad`
+    and the like reach it as they are given at the k-th mini-batch. A bad mini-batch is dropped by a guard around:
+    `apply_if_finite(multi_steps(…))`. `get_slot(state, "mini_step")` is 0 after a step.
+
+    Args:
+      inner: the optimizer.
+      every_k: k ≥ 1; a schedule of it sees the number of mini-batches.
+      use_grad_mean: False for the sum Σ w g instead of the mean.
+
+    Slots: accumulated (1 × parameters), weight (one number), mini_step (one int32).  Lift: wrapper.
+    Differs from: optax's MultiSteps, whose schedule of k sees the number of steps and whose mini-batches weigh the
+    same; Keras, whose schedules count mini-batches.
+    """
+    given = run.extra.get("weight", 1.0)
+    check_scalar("multi_steps", "weight", given, within=NONNEGATIVE)
+    w = jnp.asarray(given).astype(slots.weight.dtype)
+    weight, mini_step = slots.weight + w, slots.mini_step + 1
+    last = mini_step.astype(every_k.dtype) >= every_k
+    part = w / jnp.where(weight > 0, weight, 1.0) if use_grad_mean else w
+
+    def accumulate(g, a):
+        if g is None:
+            return a
+        more = a + part.astype(g.dtype) * (g - a if use_grad_mean else g)
+        first = g if use_grad_mean else part.astype(g.dtype) * g
+        return jnp.where(w > 0, jnp.where(slots.weight > 0, more, first), a)
+
+    accumulated = jax.tree.map(accumulate, updates, slots.accumulated, is_leaf=none_is_leaf)
+    trained = map_arrays(lambda _, a: a, updates, accumulated)
+    step = last & (weight > 0)
+    updates, inner = jax.lax.cond(step, lambda: run(trained), lambda: run.skipped(updates))
+    kept = {"weight": jnp.where(last, 0.0, weight), "mini_step": jnp.where(last, 0, mini_step)}
+    return updates, inner, {"accumulated": accumulated, **kept}
