@@ -151,7 +151,10 @@ def test_reference(x64, case):
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
 @pytest.mark.parametrize("rate", [1e-5, 0.02, 1.0])
 def test_the_norm_stays(dtype, rate):
-    """Over a thousand steps within the rounding of one: what one step loses the next one makes up for."""
+    """Over a thousand steps within the rounding of one: what one step loses the next one makes up for.
+
+    One step measures ‖w‖ and ‖q‖ in float32, each to 2 ulp whatever the order of the sums; here they are in float64.
+    """
     key = jax.random.key(0)
     params = {"w": jax.random.normal(key, (32, 16), dtype), "big": 1e15 * jax.random.normal(key, (8, 8), dtype)}
     tx = T.hyperball(rate)
@@ -164,8 +167,10 @@ def test_the_norm_stays(dtype, rate):
 
     start = (params, tx.init(params))
     (after, _), _ = jax.jit(lambda carry: jax.lax.scan(step, carry, jnp.arange(1000)))(start)
+    rounding = max(float(jnp.finfo(dtype).eps), 4 * float(jnp.finfo(jnp.float32).eps))
     for name, before in params.items():
-        np.testing.assert_allclose(T.global_norm(after[name]), T.global_norm(before), rtol=float(jnp.finfo(dtype).eps))
+        norms = [np.linalg.norm(np.asarray(w, np.float64)) for w in (after[name], before)]
+        np.testing.assert_allclose(*norms, rtol=rounding)
         assert rate < 1e-3 or np.any(after[name] != before)
 
 
