@@ -24,19 +24,22 @@ _NEXT_SEED = 0x9E3779B9
 def _round_real(value: jax.Array, dtype: jnp.dtype, bits: jax.Array) -> jax.Array:
     """To one of the two neighbours in `dtype`, the nearer one with the larger probability: E = value.
 
-    Adding random bits below the last one kept carries into it with a probability of what is cut off. Subnormals of
-    float16 have a fixed spacing instead.
+    Adding random bits below the last one kept carries into it with a probability of what is cut off; ∞ stays, and a NaN,
+    which a carry or a cut could make a number, is the usual one. Subnormals of float16 have a fixed spacing instead.
     """
     info = jnp.finfo(dtype)
     cut = jnp.uint32(jnp.finfo(jnp.float32).nmant - info.nmant)
-    dropped = (jnp.uint32(1) << cut) - jnp.uint32(1)
-    carried = jax.lax.bitcast_convert_type(value, jnp.uint32) + (bits & dropped)
-    rounded = jax.lax.bitcast_convert_type(carried & ~dropped, jnp.float32)
+    word = jax.lax.bitcast_convert_type(value, jnp.uint32)
+    carried = word + (bits & ((jnp.uint32(1) << cut) - jnp.uint32(1)))
+    carried = jnp.where(jnp.isnan(value), jnp.uint32(0x7FC00000), carried) >> cut
+    if dtype == jnp.bfloat16:  # the upper half of a float32: no conversion, which would round once more
+        return jax.lax.bitcast_convert_type(carried.astype(jnp.uint16), dtype)
+    rounded = jax.lax.bitcast_convert_type(carried << cut, jnp.float32)
     if info.minexp > jnp.finfo(jnp.float32).minexp:
         spacing = 2.0 ** (info.minexp - info.nmant)
         uniform = (bits >> jnp.uint32(8)).astype(jnp.float32) * 2.0**-24
         rounded = jnp.where(jnp.abs(value) < 2.0**info.minexp, jnp.floor(value / spacing + uniform) * spacing, rounded)
-    return jnp.where(jnp.isfinite(value), rounded, value).astype(dtype)
+    return rounded.astype(dtype)
 
 
 def round_stochastically(value: jax.Array, dtype: jnp.dtype, seed: jax.Array) -> jax.Array:

@@ -120,6 +120,9 @@ def test_stochastic_rounding_keeps_what_is_representable_and_what_is_not_finite(
         rounded = round_stochastically(values.astype(jnp.float32), dtype, jnp.uint32(seed))
         assert rounded.dtype == dtype
         np.testing.assert_array_equal(rounded.astype(jnp.float32), values.astype(jnp.float32))
+        strange = jnp.asarray([0xFFFFFFFF, 0x7FFFFFFF, 0x7F800001], jnp.uint32)  # which a carry or a cut would end
+        strange = jax.lax.bitcast_convert_type(strange, jnp.float32)
+        assert jnp.isnan(round_stochastically(strange, dtype, jnp.uint32(seed)).astype(jnp.float32)).all()
 
 
 def test_random_bits_depend_on_seed_step_and_path_alone():
