@@ -24,8 +24,8 @@ _NEXT_SEED = 0x9E3779B9
 def _round_real(value: jax.Array, dtype: jnp.dtype, bits: jax.Array) -> jax.Array:
     """To one of the two neighbours in `dtype`, the nearer one with the larger probability: E = value.
 
-    Adding random bits below the last one kept carries into it with a probability of what is cut off; ∞ stays, and a NaN,
-    which a carry or a cut could make a number, is the usual one. Subnormals of float16 have a fixed spacing instead.
+    Adding random bits below the last one kept carries into it with a probability of what is cut off; ∞ stays, and any
+    NaN, which a carry or a cut could end, is the usual one. Subnormals of float16 have a fixed spacing instead.
     """
     info = jnp.finfo(dtype)
     cut = jnp.uint32(jnp.finfo(jnp.float32).nmant - info.nmant)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from lossopt_jax._core import CPU_FUSES_SUMS, sums_apart, sums_in_one_loop
-from lossopt_jax.kernels._blocks import sums_of_blocks
+from lossopt_jax.kernels._blocks import Cut, sums_of_blocks
 
 _Sums = Callable[..., tuple[jax.Array, ...]]
 
@@ -123,7 +123,7 @@ def each_anew(makers: Sequence[Callable[..., Any]], *inputs: Any) -> list[Any]:
 
 
 def norms_of(
-    make: Callable[[Any, Any], list[jax.Array]], arrays: Any, others: Any, length: int | None = None
+    make: Callable[[Any, Any], list[jax.Array]], arrays: Any, others: Any, cut: Cut | None = None
 ) -> tuple[list[jax.Array], jax.Array | None]:
     """The norm of each real array that a function makes of others, elementwise; none of them is written down.
 
@@ -133,7 +133,7 @@ def norms_of(
       make: (arrays, others) → new arrays.
       arrays: a tuple of arrays of one shape.
       others: what else the function reads, as a tree.
-      length: None, or the length of blocks in which to go through the arrays, for one CPU.
+      cut: None, or how to go through the arrays in blocks, for one CPU.
 
     Returns:
       (norms, done as of `in_blocks` or None).
@@ -141,9 +141,7 @@ def norms_of(
     count = len(jax.eval_shape(make, arrays, others))
 
     def in_blocks(square: Callable[[int, jax.Array], jax.Array]) -> tuple[list[jax.Array], jax.Array]:
-        sums, done = sums_of_blocks(
-            lambda blocks: list(map(square, range(count), make(blocks, others))), arrays, length
-        )
+        sums, done = sums_of_blocks(lambda blocks: list(map(square, range(count), make(blocks, others))), arrays, cut)
         return list(map(jnp.sum, sums)), done
 
     def apart(square: Callable[[int, jax.Array], jax.Array], *inputs: Any) -> list[jax.Array]:
@@ -152,7 +150,7 @@ def norms_of(
 
         return each_anew([functools.partial(total, number) for number in range(count)], *inputs)
 
-    if length is not None:
+    if cut is not None:
         totals, done = in_blocks(lambda _, x: jnp.square(x))
         return _by_need(totals, lambda square: in_blocks(square)[0]), done
 

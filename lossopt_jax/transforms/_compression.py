@@ -50,8 +50,9 @@ def compress_state(inner: Any, kind: str = "int8") -> GradientTransformation:
     positive value of a nonnegative slot is kept as 0. Blocks depend on the shape alone, so that values do not depend on
     the sharding; where a shard's part of the last axis is no multiple of a block, the largest of each is communicated.
 
-    `compile_update` on a CPU decodes and encodes large leaves by blocks: without temporaries if the last axis is a
-    multiple of 256 (int4: 128).
+    `compile_update` on a CPU decodes and encodes large float32 leaves by blocks, without temporaries: by whole rows
+    where the last axis is no multiple of 256 (int4: 128). A leaf that no length from 8,193 to 32,768 divides so is
+    decoded whole.
 
     Args:
       inner: any transform; also one that is outermost.

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lossopt_jax.kernels import each_anew, norm, norms_of, of_shape
+from lossopt_jax.kernels import Cut, each_anew, norm, norms_of, of_shape
 
 
 class Whole:
@@ -65,7 +65,7 @@ class _Told(Whole):
 
 
 def measured_in_place(
-    measure: Callable[..., Any], shape: tuple[int, ...], inputs: Any, length: int | None
+    measure: Callable[..., Any], shape: tuple[int, ...], inputs: Any, blocks: Cut | None
 ) -> tuple[Any, jax.Array | None]:
     """`measure(whole, inputs)` without a copy of the arrays that it asks about: they are made again where needed.
 
@@ -73,7 +73,7 @@ def measured_in_place(
       measure: maths without operations across elements, but what it asks `whole` for.
       shape: the leaf's.
       inputs: a tree of arrays; those of this shape, compressed or not, may be cut.
-      length: of blocks, or None.
+      blocks: how they are cut, or None.
 
     Returns:
       (what it measures, `done` of the loop over blocks or None).
@@ -91,5 +91,5 @@ def measured_in_place(
     found = each_anew([lambda *given, n=n: asked(*given).means[n] for n in range(len(means))], *given)
     norms, done = [], None
     if jax.eval_shape(lambda *given: asked(*given).norms, *given):
-        norms, done = norms_of(lambda *given: asked(*given).norms, *given, length)
+        norms, done = norms_of(lambda *given: asked(*given).norms, *given, blocks)
     return measure(_Told(shape, norms, found), inputs), done

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from lossopt_jax._core import as_compute, cpu_cores, dtype_of, none_is_leaf
-from lossopt_jax.kernels import Codes, block_of, in_blocks, is_stored, of_shape
+from lossopt_jax.kernels import Codes, Cut, cut_of, in_blocks, is_stored, of_shape
 from lossopt_jax.transforms._base import GradientTransformation, PartitionState, apply_leaf
 from lossopt_jax.transforms._chain import Chain
 from lossopt_jax.transforms._lift import Member, WrapperTransformation
@@ -66,14 +66,14 @@ class _Path:
         return found, {name: after[name] for name in slots[number]}
 
     def measure(
-        self, p: jax.Array, g: jax.Array, slots: _Slots, length: int | None
+        self, p: jax.Array, g: jax.Array, slots: _Slots, blocks: Cut | None
     ) -> tuple[list[Any], _Slots, list[jax.Array]]:
         """What each rule measures of the tree or of this leaf, the slots that this changes, and what loops it took."""
         measured, slots, ends = [], list(slots), []
         for number, (rule, _) in enumerate(self.rules):
             found = self.constants[number].measured
             if rule.measures_leaves:
-                cut = length if all(jnp.ndim(x) == 0 for x in jax.tree.leaves(measured)) else None
+                cut = blocks if all(jnp.ndim(x) == 0 for x in jax.tree.leaves(measured)) else None
                 leaf = p, g, slots, measured
                 (found, slots[number]), done = measured_in_place(self._measure, p.shape, leaf, cut)
                 ends += [] if done is None else [done]
@@ -82,7 +82,7 @@ class _Path:
 
 
 @functools.lru_cache(maxsize=4096)
-def _program(rules: tuple[tuple[Rule, _Statics], ...], length: int | None) -> Callable[..., Any]:
+def _program(rules: tuple[tuple[Rule, _Statics], ...], cut: Cut | None) -> Callable[..., Any]:
     """(p, g, slots, constants, ok) → (p, slots, of each loop over blocks whether it has ended).
 
     Compiled, so that leaves of equal shape and dtype are traced once.
@@ -90,7 +90,7 @@ def _program(rules: tuple[tuple[Rule, _Statics], ...], length: int | None) -> Ca
 
     def leaf(p: jax.Array, g: jax.Array, slots: _Slots, constants: list[Constants], ok: Any) -> Any:
         path = _Path(rules, constants)
-        measured, known, ends = path.measure(p, g, slots, length)
+        measured, known, ends = path.measure(p, g, slots, cut)
         held, treedef = jax.tree.flatten(known)
         if ok is not None:
             before = jax.tree.leaves(slots)
@@ -108,10 +108,10 @@ def _program(rules: tuple[tuple[Rule, _Statics], ...], length: int | None) -> Ca
             return new if ok is None else tuple(map(functools.partial(jnp.where, ok), new, updated))
 
         arrays = (p, *(held[number] for number in moving))
-        if length is None or any(jnp.ndim(x) for x in jax.tree.leaves(measured)):
+        if cut is None or any(jnp.ndim(x) for x in jax.tree.leaves(measured)):
             p, *parts = on_part(arrays, (g,))
         else:
-            (p, *parts), done = in_blocks(on_part, arrays, (g,), length)
+            (p, *parts), done = in_blocks(on_part, arrays, (g,), cut)
             ends.append(done)
         return p, filled(tuple(parts)), ends
 
@@ -181,19 +181,20 @@ class _Leaves:
         return state
 
 
-def _length(p: jax.Array, g: jax.Array, slots: _Slots, most: float) -> int | None:
-    """The length of a leaf's blocks; None if they would not pay.
+def _cut(p: jax.Array, g: jax.Array, slots: _Slots, most: float) -> Cut | None:
+    """How a leaf is cut into blocks; None if they would not pay.
 
     Not for one without slots, which is a single loop as it is; nor for half precision, which XLA:CPU would convert as a
     whole; nor for one of more than `most` elements, which the other cores would wait for, unless it has slots in codes,
-    which would be written down decoded. Those can be cut between two blocks of codes if all of these are whole.
+    which would be written down decoded. Those can be cut between two blocks of codes, or else, if not all of them are
+    whole, between rows.
     """
     moving = [x for x in jax.tree.leaves(slots, is_leaf=is_stored) if x.shape == p.shape]
     codes = [x.block for x in moving if isinstance(x, Codes)]
     whole = all(p.shape[-1] % block == 0 for block in codes)
     wide = all(dtype_of(x) in (jnp.float32, jnp.float64, jnp.uint8) for x in jax.tree.leaves((p, g, moving)))
-    pays = moving and wide and whole and (codes or p.size <= most)
-    return block_of(p.size, max(codes, default=1)) if pays else None
+    pays = moving and wide and (codes or p.size <= most)
+    return cut_of(p.size, max(codes, default=1), None if whole else p.shape[-1]) if pays else None
 
 
 def _once_done(state: Any, old: Any, ends: list[jax.Array]) -> Any:
@@ -266,11 +267,11 @@ def run_by_leaf(
     for index, (met, p, g) in enumerate(zip(there.met, leaves, flow, strict=True)):
         rules = tuple((one.transformation.rule, one.transformation._statics) for one in met)
         own = [{name: each[index] for name, each in slots[one.keys].items()} for one in met]
-        length = _length(p, g, own, most) if blocks and g is not None else None
+        cut = _cut(p, g, own, most) if blocks and g is not None else None
         measures = g is not None and g.size >= _LARGE and any(rule.measures_leaves for rule, _ in rules)
-        if length is not None or measures:
+        if cut is not None or measures:
             given = [constants[one.keys] for one in met]
-            *results[index], own_ends = _program(rules, length)(p, g, own, given, ok)
+            *results[index], own_ends = _program(rules, cut)(p, g, own, given, ok)
             ends += own_ends
 
     rest = [None if index in results else g for index, g in enumerate(flow)]

@@ -9,7 +9,7 @@ import pytest
 
 import lossopt_jax as lo
 from lossopt_jax._core import dependencies
-from lossopt_jax.kernels import block_of, in_blocks
+from lossopt_jax.kernels import cut_of, in_blocks
 
 SIZE = 1 << 18
 
@@ -41,7 +41,7 @@ def some(shape=(SIZE,)):
 @pytest.mark.parametrize("shape", [(SIZE,), (29 * 64, 512), (3, 5, 2**15)])
 def test_is_the_body_on_whole_arrays(body, shape):
     *updated, read = some(shape)
-    new, done = jax.jit(lambda *a: in_blocks(body, a[:2], a[2:], block_of(a[0].size)))(*updated, read)
+    new, done = jax.jit(lambda *a: in_blocks(body, a[:2], a[2:], cut_of(a[0].size)))(*updated, read)
     assert bool(done)
     for left, right in zip(new, body(tuple(updated), (read,)), strict=True):
         assert left.shape == right.shape
@@ -52,7 +52,7 @@ def test_is_the_body_on_whole_arrays(body, shape):
 def test_in_place_whatever_reads_what(body):
     """`swap` has no order in which neither update overwrites what the other reads."""
     step = jax.jit(
-        lambda p, m, g: in_blocks(body, (p, m), (g,), block_of(p.size))[0],
+        lambda p, m, g: in_blocks(body, (p, m), (g,), cut_of(p.size))[0],
         donate_argnums=(0, 1),
         compiler_options=lo.cpu_compiler_options(),
     )
@@ -63,10 +63,25 @@ def test_in_place_whatever_reads_what(body):
 
 def test_block_lengths_divide():
     for size in (2**17, 50257 * 512, 3 * 3 * 512 * 512, 2048 * 1000):
-        length = block_of(size)
+        length = cut_of(size).length
         assert size % length == 0
         assert 2**13 < length <= 2**15
-    assert [block_of(size) for size in (0, 1, 2**17 - 1, 2**31, 1_000_003)] == [None] * 5
+    assert [cut_of(size) for size in (0, 1, 2**17 - 1, 2**31, 1_000_003)] == [None] * 5
+
+
+def test_rows_stay_whole():
+    """A running sum along rows is right by blocks only if no row is cut."""
+    p, _, g = some((560, 300))
+
+    def body(updated, read):
+        return (jnp.cumsum(updated[0], -1) + read[0],)
+
+    cut = cut_of(p.size, row=300)
+    assert cut.length == 300 * cut.rows
+    (new,), done = jax.jit(lambda p, g: in_blocks(body, (p,), (g,), cut))(p, g)
+    assert bool(done)
+    np.testing.assert_allclose(new, body((p,), (g,))[0], rtol=1e-5, atol=1e-5)
+    assert cut_of(2**18, row=2**18) is None
 
 
 def test_dependencies_look_through_jit():
