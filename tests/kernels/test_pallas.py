@@ -312,6 +312,7 @@ class Leaf:
         return jax.jit(run)(updated, read, scalars)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("dtype", "platform"),
     [("float32", "tpu"), ("bfloat16", "gpu")]

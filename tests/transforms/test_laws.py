@@ -285,6 +285,7 @@ def test_vmap_over_the_state_is_a_loop(row):
         close(jax.tree.map(lambda leaf, k=k: leaf[k], many), advance(tx, grads, state, params))
 
 
+@pytest.mark.once
 @of_rules
 @pytest.mark.parametrize("tree", [TREES["float32"], TREES["mixed"]], ids=["float32", "mixed"])
 def test_jit_is_eager_within_an_ulp(row, tree):
