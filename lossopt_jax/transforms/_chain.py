@@ -50,7 +50,7 @@ class Chain(GradientTransformation):
         return f"chain({', '.join(map(repr, self.members))})"
 
 
-def _unused(name: str, taken: list[str]) -> str:
+def unused(name: str, taken: list[str]) -> str:
     candidates = (name if n == 1 else f"{name}_{n}" for n in itertools.count(1))
     return next(candidate for candidate in candidates if candidate not in taken)
 
@@ -81,7 +81,7 @@ def chain(*transformations: Any) -> GradientTransformation:
         member = as_member("chain", candidate, first=not members)
         parts = zip(member.names, member.members, strict=True) if isinstance(member, Chain) else [(member.name, member)]
         for name, part in parts:
-            names.append(_unused(name, names))
+            names.append(unused(name, names))
             members.append(part)
     return Chain(tuple(names), tuple(members))
 

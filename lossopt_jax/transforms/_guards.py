@@ -100,7 +100,8 @@ def dynamic_loss_scale(
         n steps finite since S last changed: S ← min(S a, S_max)
 
     Multiply the loss by `get_slot(state, "scale")` before differentiating it. The division is exact while S is a power
-    of 2. A `value` or `grad` for the inner transform must be unscaled.
+    of 2. A `value` or `grad` for the inner transform must be unscaled. A scale that stays needs no more than
+    `chain(scale(1 / S), optimizer)`.
 
     Args:
       inner: all that must not see a scaled gradient.
@@ -122,5 +123,5 @@ def dynamic_loss_scale(
     grow = steps >= growth_interval
     grown = jnp.where(grow, jnp.minimum(slots.scale * growth_factor, max_scale), slots.scale)
     scale = jnp.where(good, grown, jnp.maximum(slots.scale * backoff_factor, min_scale))
-    unscaled = jax.tree.map(lambda g: g * (1 / slots.scale).astype(g.dtype), updates)
-    return *run(unscaled, ok=good), {**counts, "scale": scale, "good_steps": jnp.where(grow, 0, steps)}
+    kept = {"scale": scale, "good_steps": jnp.where(grow, 0, steps)}
+    return *run(updates, ok=good, factor=1 / slots.scale), {**counts, **kept}

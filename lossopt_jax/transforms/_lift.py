@@ -323,6 +323,11 @@ def _treewise(run: Callable[..., Any], gradients: list[Any], slots: dict[str, An
     return join(new), over_lists(join, changed)
 
 
+def multiplied(factor: jax.Array | None, updates: Any) -> Any:
+    """A number, if there is one, times a tree."""
+    return updates if factor is None else jax.tree.map(lambda u: factor.astype(u.dtype) * u, updates)
+
+
 @dataclasses.dataclass(frozen=True)
 class Member:
     """An inner transform as its wrapper sees it: `member(updates, params) → (updates, state)`."""
@@ -332,12 +337,16 @@ class Member:
     params: Any
     extra: dict[str, Any]
 
-    def __call__(self, updates: Any, params: Any = None, state: Any = None, ok: Any = None) -> tuple[Any, Any]:
+    def __call__(
+        self, updates: Any, params: Any = None, state: Any = None, ok: Any = None, factor: Any = None
+    ) -> tuple[Any, Any]:
         """Run it once, at the parameters and from the state that the wrapper was given, or at and from others.
 
-        Unless ok, where that is given, no update comes out and the state stays as it was.
+        Unless ok, where that is given, no update comes out and the state stays as it was. A factor multiplies the
+        updates before that.
         """
         params, state = self.params if params is None else params, self.state if state is None else state
+        updates = multiplied(factor, updates)
 
         def run(before: Any) -> tuple[Any, Any]:
             return self.transformation._run(updates, before, params, self.extra)

@@ -4,7 +4,8 @@
 
 What a rule measures of the leaf (a norm) is taken first, from arrays that are made again and never written down. What
 is left has no operation across elements: on CPUs a large leaf takes it block by block, in one pass over memory.
-Members that look at the whole tree run before it, as ever; what they measure (a clip's factor) is a scalar.
+Members that look at the whole tree run before it, as ever; what they measure (a clip's factor) is a scalar, and so is
+what a wrapper multiplies its gradients by.
 """
 
 import dataclasses
@@ -18,10 +19,11 @@ import jax.numpy as jnp
 from lossopt_jax._core import as_compute, cpu_cores, dtype_of, none_is_leaf
 from lossopt_jax.kernels import Codes, Cut, cut_of, in_blocks, is_stored, of_shape
 from lossopt_jax.transforms._base import GradientTransformation, PartitionState, apply_leaf
-from lossopt_jax.transforms._chain import Chain
-from lossopt_jax.transforms._lift import Member, WrapperTransformation
+from lossopt_jax.transforms._chain import Chain, unused
+from lossopt_jax.transforms._lift import Member, WrapperTransformation, multiplied
 from lossopt_jax.transforms._measures import Whole, measured_in_place
 from lossopt_jax.transforms._rule import Constants, Rule, measured_by, once_measured
+from lossopt_jax.transforms._scaling import scale
 
 # Elements from which on an array is worth a pass of its own to keep another array from being written.
 _LARGE = 1 << 17
@@ -123,20 +125,34 @@ def _tail(
 ) -> tuple[Any, dict[str, Any], Chain]:
     """Run the members that need the whole tree: (their updates, their states, the rest, which leaves meet alone)."""
     members, names = list(chain.members), chain.names
+
+    def run(start: int, stop: int, updates: Any) -> tuple[Any, dict[str, Any]]:
+        part = Chain(names[start:stop], tuple(members[start:stop]))
+        return part._run(updates, {name: state[name] for name in part.names}, params, extra)
+
     start = len(members)
     while start and members[start - 1]._met_by(params) is not None:
         start -= 1
     last = max(start - 1, 0)  # which may only measure the tree
-    head = Chain(names[:last], tuple(members[:last]))
-    updates, before = head._run(updates, {name: state[name] for name in head.names}, params, extra)
+    light = last  # from where on members are run for it to measure, and by the leaves again
+    while light and _is_light(members[light - 1], params):
+        light -= 1
+    updates, before = run(0, light, updates)
     if last < start:
-        measured = members[last]._measured(updates, state[names[last]])
+        seen, between = run(light, last, updates)
+        measured = members[last]._measured(seen, state[names[last]])
         if measured is None:
-            updates, before[names[last]] = members[last]._run(updates, state[names[last]], params, extra)
-            last = start
+            updates, after = run(last, start, seen)
+            before, light = before | between | after, start
         else:
             members[last] = measured
-    return updates, before, Chain(names[last:], tuple(members[last:]))
+    return updates, before, Chain(names[light:], tuple(members[light:]))
+
+
+def _is_light(member: GradientTransformation, params: Any) -> bool:
+    """Whether leaves meet the member alone and it remembers nothing of them, so that it may run twice."""
+    met = member._met_by(params)
+    return met is not None and not any(one.transformation.rule.slots_per("leaf") for own in met for one in own)
 
 
 def _at(state: Any, keys: tuple[str, ...]) -> Any:
@@ -216,10 +232,12 @@ class _Applied(Member):
     ok: Any
     blocks: bool
 
-    def __call__(self, updates: Any, params: Any = None, state: Any = None, ok: Any = None) -> tuple[Any, Any]:
+    def __call__(
+        self, updates: Any, params: Any = None, state: Any = None, ok: Any = None, factor: Any = None
+    ) -> tuple[Any, Any]:
         state = self.state if state is None else state
         ok = self.ok if ok is None else ok if self.ok is None else ok & self.ok
-        return run_by_leaf(self.transformation, self.params, state, updates, self.extra, ok, self.blocks)
+        return run_by_leaf(self.transformation, self.params, state, updates, self.extra, ok, self.blocks, factor)
 
     def skipped(self, updates: Any) -> tuple[Any, Any]:
         return self.params, self.state
@@ -236,6 +254,13 @@ def _run_around(
     return after, jax.tree.map(functools.partial(jnp.where, ok), own, before)._replace(inner=new.inner)
 
 
+def _behind(factor: jax.Array, chain: Chain, state: dict[str, Any]) -> tuple[Chain, dict[str, Any]]:
+    """A chain and its state behind one rule more, a factor that stands in that rule's state."""
+    first = scale(factor)
+    name = unused(first.name, list(chain.names))
+    return Chain((name, *chain.names), (first, *chain.members)), {name: first._init(()), **state}
+
+
 def run_by_leaf(
     transformation: GradientTransformation,
     params: Any,
@@ -244,18 +269,23 @@ def run_by_leaf(
     extra: dict[str, Any],
     ok: Any,
     blocks: bool,
+    factor: Any = None,
 ) -> tuple[Any, Any]:
     """`_run` and `apply_leaf` on gradients that `_enter` has seen, with a program of its own for each large leaf.
 
     Args:
       ok: None, or a flag without which parameters and state stay as they are.
       blocks: go through leaves in blocks where that pays; for programs on one CPU.
+      factor: None, or one of the gradients.
     """
     if isinstance(transformation, WrapperTransformation) and "passes_on" in transformation._flags:
-        return _run_around(transformation, params, state, updates, extra, ok, blocks)
+        return _run_around(transformation, params, state, multiplied(factor, updates), extra, ok, blocks)
     lone = not isinstance(transformation, Chain)
     chain = Chain(("",), (transformation,)) if lone else transformation
     before = {"": state} if lone else state
+    names = chain.names
+    if factor is not None:
+        chain, before = _behind(factor, chain, before)
     updates, head, tail = _tail(chain, updates, before, params, extra)
     old = {name: before[name] for name in tail.names}
     there = _Leaves(tail, params)
@@ -287,4 +317,4 @@ def run_by_leaf(
             for name, slot in changed.items():
                 slots[one.keys][name][index] = slot
     new = _once_done(there.put(new, slots), before, ends)
-    return there.treedef.unflatten(after), new[""] if lone else {name: new[name] for name in chain.names}
+    return there.treedef.unflatten(after), new[""] if lone else {name: new[name] for name in names}

@@ -25,6 +25,9 @@ STEPS = {name: whole(O.registry.build(name)) for name in O.registry if name != "
     "partition": lo.partition({"a": O.adam(0.1), "b": O.sgd(0.1)}, {"w": "a", "v": "a", "b": "b"}),
     "master_weights": lo.master_weights(O.adamw(0.1)),
     "clip and adamw": lo.chain(T.clip_by_global_norm(1.0), O.adamw(0.1)),
+    "loss scale, clip and adamw": T.dynamic_loss_scale(
+        lo.chain(T.zero_nans(), T.clip_by_global_norm(1.0), O.adamw(0.1)), 0.01, min_scale=0.01
+    ),
 }
 compiled = pytest.mark.parametrize("tx", STEPS.values(), ids=STEPS)
 # What measures a leaf first passes over it once more, and writes nothing down either: means from jax 0.10.
@@ -68,6 +71,21 @@ def test_in_place_without_temporaries_or_copies(name):
     assert memory.temp_size_in_bytes <= (0.01 if CPU_FUSES_SUMS else 0.05) * parameters
     copied = [math.prod(map(int, dims.split(","))) for dims in re.findall(r"= f32\[([\d,]+)[^ ]* copy\(", text)]
     assert max(copied, default=0) <= (2**16 if name in COPIED | MEASURED else 0)
+
+
+@pytest.mark.usefixtures("one_device")
+@pytest.mark.parametrize(
+    "tx",
+    [
+        T.dynamic_loss_scale(lo.chain(T.clip_by_global_norm(1.0), O.adamw(0.1))),
+        lo.chain(T.zero_nans(), T.clip(1.0), T.clip_by_global_norm(1.0), O.adamw(0.1)),
+    ],
+    ids=["loss scale", "chain"],
+)
+def test_what_stands_before_a_clip_is_written_for_its_norm_alone(tx):
+    params = [jax.ShapeDtypeStruct((1024, 1024), jnp.float32)] * 2
+    program = lo.compile_update(tx).lower(params, jax.eval_shape(tx.init, params), params).compile()
+    assert program.memory_analysis().temp_size_in_bytes <= (1.01 if CPU_FUSES_SUMS else 1.05) * 4 * 2 * 1024 * 1024
 
 
 @compiled
