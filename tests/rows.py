@@ -234,6 +234,7 @@ TRANSFORMS = {
     "hypergradient": Row(
         lambda x: T.hypergradient(T.scale_by_adam(), x, 0.01), "learning_rate", 0.1, 0.01, unbounded=True
     ),
+    "reduce_on_plateau": Row(lambda x: T.reduce_on_plateau(x, 1), "factor", 0.5, 0.1, unbounded=True),
     "scale_by_momo": Row(partial(T.scale_by_momo, adapt_lower_bound=True), "learning_rate", 0.1, 0.01),
     "scale_by_momo_adam": Row(partial(T.scale_by_momo_adam, weight_decay=0.1), "learning_rate", 0.1, 0.01),
     "scale_by_polyak": Row(lambda x: T.scale_by_polyak(max_learning_rate=x), "max_learning_rate", 0.1, 0.01),

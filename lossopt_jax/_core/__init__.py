@@ -1,6 +1,7 @@
 """What every room stands on: dtype policy, trees, static checks, registries, and fences around JAX versions."""
 
 from lossopt_jax._core._checks import (
+    AT_LEAST_ONE,
     COUNT,
     FRACTION,
     NONNEGATIVE,

@@ -29,6 +29,7 @@ UNIT = Range("be in [0, 1]", lambda x: 0 <= x <= 1)
 NONNEGATIVE = Range("be ≥ 0 and finite", lambda x: 0 <= x < math.inf)
 POSITIVE = Range("be > 0", lambda x: x > 0)
 NONPOSITIVE = Range("be ≤ 0 and finite", lambda x: -math.inf < x <= 0)
+AT_LEAST_ONE = Range("be ≥ 1", lambda x: x >= 1)
 COUNT = Range("be an integer ≥ 1", lambda x: x >= 1 and x == int(x))
 
 # A name has one meaning, so it has one range; where a rule means another, it says `Annotated[Scalar, …]`.

@@ -91,6 +91,7 @@ from lossopt_jax.transforms._parameter_averages import (
     swa,
 )
 from lossopt_jax.transforms._paths import by_path
+from lossopt_jax.transforms._plateau import reduce_on_plateau
 from lossopt_jax.transforms._polyak import scale_by_momo, scale_by_momo_adam, scale_by_polyak
 from lossopt_jax.transforms._precision import kahan, master_weights, stochastic_rounding
 from lossopt_jax.transforms._primal_averages import (

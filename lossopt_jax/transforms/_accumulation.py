@@ -5,12 +5,10 @@ from typing import Annotated
 import jax
 import jax.numpy as jnp
 
-from lossopt_jax._core import NONNEGATIVE, Range, Scalar, check_scalar, map_arrays, none_is_leaf
+from lossopt_jax._core import AT_LEAST_ONE, NONNEGATIVE, Scalar, check_scalar, map_arrays, none_is_leaf
 from lossopt_jax.transforms._lift import wrapper
 from lossopt_jax.transforms._registry import registry
 from lossopt_jax.transforms._rule import Slot
-
-_AT_LEAST_ONE = Range("be ≥ 1", lambda x: x >= 1)
 
 
 @registry.register("gradient_accumulation")
@@ -20,7 +18,7 @@ _AT_LEAST_ONE = Range("be ≥ 1", lambda x: x >= 1)
     weight=Slot(per="tree", exact=True),
     mini_step=Slot(per="tree", dtype=jnp.int32, exact=True),
 )
-def multi_steps(run, updates, slots, t, *, every_k: Annotated[Scalar, _AT_LEAST_ONE], use_grad_mean: bool = True):
+def multi_steps(run, updates, slots, t, *, every_k: Annotated[Scalar, AT_LEAST_ONE], use_grad_mean: bool = True):
     """Average the gradients of k mini-batches, then take one step.
 
         W ← W + w,   ḡ ← ḡ + (w / W) (g − ḡ)            (ḡ ← g at the first)

@@ -131,12 +131,15 @@ class _Lifted(GradientTransformation):
             hyperparams[name] = Hyperparameter(value, pinned)
         return step, step.astype(default_float()), hyperparams
 
-    def _shared(self, state: Any, t: jax.Array, scalars: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    def _shared(
+        self, state: Any, t: jax.Array, scalars: dict[str, jax.Array], extra: dict[str, Any]
+    ) -> dict[str, jax.Array]:
         """The slots that all leaves share, after the rule's scalar-only part has run."""
         shared = {name: state.slots[name] for name in self.rule.slots_per("tree")}
         if self.rule.once is None:
             return shared
-        changed = self.rule.once(SimpleNamespace(**shared), t, **scalars, **dict(self._statics))
+        value = [self._need("value", None, state, None, extra)] if "value" in self.rule.needs else []
+        changed = self.rule.once(SimpleNamespace(**shared), t, *value, **scalars, **dict(self._statics))
         return shared | {name: value.astype(shared[name].dtype) for name, value in changed.items()}
 
     def _need(self, need: str, updates: Any, state: Any, params: Any, extra: dict[str, Any]) -> Any:
@@ -192,7 +195,7 @@ class RuleTransformation(_Lifted):
         _, t, hyperparams = self._advance(state)
         scalars = {name: hyper.value for name, hyper in hyperparams.items()}
         value = self._need("value", None, state, None, extra) if "value" in self.rule.needs else None
-        return Constants(t, scalars, self._shared(state, t, scalars), value, self.measured)
+        return Constants(t, scalars, self._shared(state, t, scalars, extra), value, self.measured)
 
     def _init(self, params: Any) -> RuleState:
         if self.rule.lift == "leafwise":
@@ -212,7 +215,7 @@ class RuleTransformation(_Lifted):
         rule = self.rule
         step, t, hyperparams = self._advance(state)
         scalars = {name: hyper.value for name, hyper in hyperparams.items()}
-        shared = self._shared(state, t, scalars)
+        shared = self._shared(state, t, scalars, extra)
 
         gradients, treedef = jax.tree.flatten(updates, is_leaf=none_is_leaf)
         active = [index for index, gradient in enumerate(gradients) if gradient is not None]
@@ -397,7 +400,7 @@ class WrapperTransformation(_Lifted):
         self._check_state(state, WrapperState)
         step, t, hyperparams = self._advance(state)
         scalars = {name: hyper.value for name, hyper in hyperparams.items()}
-        shared = self._shared(state, t, scalars)
+        shared = self._shared(state, t, scalars, extra)
         needs = [self._need(need, updates, state, params, extra) for need in self.rule.needs]
         several = len(self.members) != 1
         runs = {
@@ -476,7 +479,8 @@ def elementwise(*, needs: tuple[str, ...] = (), once: Any = None, **slots: Slot)
 
     Args:
       needs: what else the rule wants after t: "params", "value", "grad", "key" (then also a static `seed`).
-      once: scalar-only maths, run once per step: (slots, t, **arguments) → changed tree slots.
+      once: scalar-only maths, run once per step: (slots, t, **arguments) → changed tree slots; with the value after t
+        where the rule needs that.
       **slots: the rule's memory, by name.
     """
     return _lift("elementwise", slots, needs, once, None, ())

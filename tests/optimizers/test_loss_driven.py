@@ -7,7 +7,20 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from paths import RATE, Case, agree, check, falling, numpy_path, optax_path, parametrize, path_of, values, with_value
+from paths import (
+    RATE,
+    STEPS,
+    Case,
+    agree,
+    check,
+    falling,
+    numpy_path,
+    optax_path,
+    parametrize,
+    path_of,
+    values,
+    with_value,
+)
 
 import lossopt_jax as lo
 
@@ -145,9 +158,93 @@ def polyak(eta):
     return start
 
 
+def near_bounds(r, a, n=1, best=20.0, seed=3):
+    """Losses whose means of n lie a little above or a little below what would be an improvement."""
+    rng, losses, mean = np.random.default_rng(seed), [], best
+    while len(losses) < STEPS:
+        losses += list(mean + abs(mean) * np.linspace(-0.3, 0.3, n) * (n > 1))
+        best = min(best, mean)
+        bound = best - r * abs(best) - a
+        mean = bound + rng.choice([-2e-5, 2e-5]) * abs(bound)
+        best = best if mean > bound else mean
+    return np.array(losses)
+
+
+def without(losses, *lost):
+    """The same with numbers lost; the mean of those that are left is another one."""
+    losses = losses.copy()
+    losses[list(lost)] = [np.nan, np.inf, -np.inf, np.nan][: len(lost)]
+    return losses
+
+
+def plateau(values, b, p, r, a, c, n, least):
+    """As the docstring says it, one mean after the other."""
+
+    def start(w):
+        s, best, bad, cooling, seen = 1.0, np.inf, 0, 0, []
+
+        def move(g, t):
+            nonlocal w, s, best, bad, cooling, seen
+            seen.append(values[t - 1])
+            if len(seen) == n:
+                finite = [v for v in seen if np.isfinite(v)]
+                better = bool(finite) and (best == np.inf or np.mean(finite) < best - r * abs(best) - a)
+                best = np.mean(finite) if better else best
+                bad = 0 if better or cooling else bad + 1
+                cooling = max(cooling - 1, 0)
+                if bad and bad >= p:
+                    s, bad, cooling = s * b, 0, c
+                s, seen = max(s, least), []
+            w = w - s * g
+            return w
+
+        return move
+
+    return start
+
+
+def on_plateaus(args, values, peer="NumPy"):
+    """Down by `reduce_on_plateau`, the losses being these."""
+
+    def given(step, params, grads):
+        return {"value": jnp.asarray(values[step])}
+
+    def make(library, rule):
+        return library.chain(rule(*args), library.scale(-1.0) if library is optax else T.scale(-1.0))
+
+    return Case(
+        peer,
+        lambda: make(lo, T.reduce_on_plateau),
+        (lambda: numpy_path(plateau(values, *args)))
+        if peer == "NumPy"
+        else lambda: optax_path(lambda: make(optax, optax.contrib.reduce_on_plateau), given),
+        run=partial(path_of, extra=given),
+    )
+
+
 see = {"bound": partial(seen, read=bound), "rate": partial(path_of, read=rate)}
 ADAM = {"b1": 0.6, "b2": 0.8, "eps": 0.03}
 CASES = {
+    "reduce_on_plateau": [
+        *(
+            on_plateaus((0.5, p, 0.4, 0.0, c, n, 0.2), near_bounds(0.4, 0.0, n), "optax")
+            for p, c, n in [(1, 0, 1), (1, 1, 1), (2, 0, 1), (1, 1, 2), (1, 0, 3)]
+        ),
+        *(
+            on_plateaus((b, p, r, a, c, n, least), near_bounds(r, a, n, best), "NumPy")
+            for b, p, r, a, c, n, least, best in [
+                (0.7, 1, 0.4, 0.2, 0, 1, 0.0, 20.0),
+                (0.7, 2, 0.0, 0.2, 0, 1, 0.3, 1.0),
+                (0.7, 1, 0.4, 0.2, 1, 1, 0.0, -3.0),
+                (0.7, 0, 0.4, 0.0, 0, 1, 0.0, -3.0),
+                (0.7, 1, 0.4, 0.2, 0, 3, 0.0, 20.0),
+                (0.7, 1, 0.0, 0.2, 0, 3, 0.0, 1.0),
+                (0.7, 1, 1.0, 0.2, 0, 1, 0.0, 20.0),
+            ]
+        ),
+        on_plateaus((0.7, 1, 0.4, 0.2, 0, 1, 0.0), without(near_bounds(0.4, 0.2), 0, 3, 7, 8)),
+        on_plateaus((0.7, 1, 0.4, 0.2, 0, 3, 0.0), without(near_bounds(0.4, 0.2, 3), 3, 6, 7, 8)),
+    ],
     "scale_by_polyak": [
         peer("scale_by_polyak", *args)
         for args in [(), (0.3, 0.01), (0.3, 0.01, 50.0), (1.5, 0.01, 50.0, "sps"), (1.5, 0.01, 50.0, "sps+")]
