@@ -5,7 +5,8 @@ from typing import Any
 
 import jax
 
-from lossopt_jax._core._dtypes import is_array_like
+from lossopt_jax._core._checks import complaint
+from lossopt_jax._core._dtypes import dtype_of, is_array_like, is_complex, is_trainable
 
 
 def none_is_leaf(node: Any) -> bool:
@@ -35,6 +36,18 @@ def map_arrays(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
         *rest,
         is_leaf=none_is_leaf,
     )
+
+
+def check_real_leaves(where: str, tree: Any, remedy: str) -> None:
+    """Refuse a tree with a leaf that is neither None nor a real floating array.
+
+    Raises:
+      TypeError: such a leaf, by its path.
+    """
+    for path, leaf in zip(leaf_paths(tree), jax.tree.leaves(tree, is_leaf=none_is_leaf), strict=True):
+        if leaf is not None and (not is_trainable(leaf) or is_complex(leaf)):
+            got = dtype_of(leaf) if is_array_like(leaf) else repr(leaf)
+            raise TypeError(complaint(where, f"the leaf at {path!r}", "be a real floating array", got, remedy))
 
 
 def first_difference(expected: Any, given: Any) -> str:

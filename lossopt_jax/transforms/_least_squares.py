@@ -1,7 +1,6 @@
 """Least squares: steps from the residuals themselves instead of from the gradient of their squares."""
 
 import dataclasses
-import itertools
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
@@ -13,23 +12,10 @@ from lossopt_jax.transforms._base import GradientTransformation
 from lossopt_jax.transforms._lift import treewise
 from lossopt_jax.transforms._registry import registry
 from lossopt_jax.transforms._rule import Slot
-from lossopt_jax.transforms._vectors import add_scaled, inner
+from lossopt_jax.transforms._vectors import add_scaled, inner, one_vector
 
 _NAME = "scale_by_levenberg_marquardt"
 _List = list[jax.Array]
-
-
-def _one_vector(leaves: _List, dtype: Any) -> tuple[jax.Array, Callable[[jax.Array], _List]]:
-    """The leaves as one vector, and the way back."""
-    ends = [0]
-    for leaf in leaves:
-        ends.append(ends[-1] + leaf.size)
-
-    def back(vector: jax.Array) -> _List:
-        parts = [vector[a:b] for a, b in itertools.pairwise(ends)]
-        return [part.reshape(leaf.shape).astype(leaf.dtype) for part, leaf in zip(parts, leaves, strict=True)]
-
-    return jnp.concatenate([leaf.reshape(-1).astype(dtype) for leaf in leaves]), back
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +31,7 @@ class _Linear:
 
 def _dense(function: Callable[[_List], jax.Array], p: _List, dtype: Any, solver: str, scale_invariant: bool) -> _Linear:
     """With J written down: (JᵀJ + μD)δ = −Jᵀr by Cholesky, or min ‖[J; √(μD)]δ + [r; 0]‖ by QR."""
-    x, back = _one_vector(p, dtype)
+    x, back = one_vector(p, dtype)
 
     def vector_of(x: jax.Array) -> jax.Array:
         return function(back(x)).reshape(-1)

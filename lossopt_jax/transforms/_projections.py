@@ -17,14 +17,13 @@ from lossopt_jax._core import (
     UNIT,
     as_compute,
     axes_of,
+    check_real_leaves,
     check_scalar,
     complaint,
     concrete,
     dtype_of,
     first_difference,
     is_array_like,
-    is_complex,
-    is_trainable,
     leaf_paths,
     map_arrays,
     none_is_leaf,
@@ -43,11 +42,7 @@ _Vector = list[jax.Array]
 
 
 def _check_leaves(where: str, tree: Any) -> None:
-    for path, leaf in zip(leaf_paths(tree), jax.tree.leaves(tree, is_leaf=none_is_leaf), strict=True):
-        if leaf is not None and (not is_trainable(leaf) or is_complex(leaf)):
-            got = dtype_of(leaf) if is_array_like(leaf) else repr(leaf)
-            remedy = "pass None for what is not to be projected"
-            raise TypeError(complaint(where, f"the leaf at {path!r}", "be a real floating array", got, remedy))
+    check_real_leaves(where, tree, "pass None for what is not to be projected")
 
 
 def _vector(where: str, tree: Any) -> tuple[_Vector, Callable[[_Vector], Any]]:

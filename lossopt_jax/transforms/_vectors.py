@@ -4,12 +4,25 @@ Each is a list of real arrays, not all of one dtype; a scalar takes the dtype of
 """
 
 import functools
+import itertools
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
 Vector: TypeAlias = list[jax.Array]
+
+
+def one_vector(leaves: Vector, dtype: Any) -> tuple[jax.Array, Callable[[jax.Array], Vector]]:
+    """The arrays behind each other in one dtype, and the way back."""
+    ends = list(itertools.accumulate((leaf.size for leaf in leaves), initial=0))
+
+    def back(vector: jax.Array) -> Vector:
+        parts = [vector[a:b] for a, b in itertools.pairwise(ends)]
+        return [part.reshape(leaf.shape).astype(leaf.dtype) for part, leaf in zip(parts, leaves, strict=True)]
+
+    return jnp.concatenate([jnp.zeros(0, dtype), *(leaf.reshape(-1).astype(dtype) for leaf in leaves)]), back
 
 
 def inner(left: Vector, right: Vector, dtype: Any) -> jax.Array:
