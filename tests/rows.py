@@ -243,6 +243,9 @@ TRANSFORMS = {
     "differentially_private_aggregate": Row(
         lambda x: OfOneExample(T.differentially_private_aggregate(x, 0.0)), "l2_norm_clip", 0.5, 0.1
     ),
+    "hutchinson_estimator_diag_hessian": Row(
+        lambda x: lo.chain(T.hutchinson_estimator_diag_hessian(), O.sgd(x)), "learning_rate", 0.1, 0.01, restless=True
+    ),
     "hyperball": Row(T.hyperball, "learning_rate", 0.1, 0.01),
     "maximize": Row(lambda x: T.maximize(O.adam(x)), "learning_rate", 0.1, 0.01),
     "normalize": Row(lambda x: lo.chain(T.normalize(), O.sgd(x)), "learning_rate", 0.1, 0.01),

@@ -45,6 +45,7 @@ from lossopt_jax.transforms._distance import (
     scale_by_dowg,
     scale_by_prodigy,
 )
+from lossopt_jax.transforms._distributions import Gumbel, Normal, multi_normal
 from lossopt_jax.transforms._factored import (
     scale_by_adam_mini,
     scale_by_came,
@@ -57,6 +58,7 @@ from lossopt_jax.transforms._gradients import (
     correct_by_previous_gradient,
     scale_by_optimistic_gradient,
     scale_by_optimistic_learning_rate,
+    scale_gradient,
     zero_nans,
 )
 from lossopt_jax.transforms._groups import freeze, masked, partition, selective_transform
@@ -92,6 +94,7 @@ from lossopt_jax.transforms._parameter_averages import (
 )
 from lossopt_jax.transforms._paths import by_path
 from lossopt_jax.transforms._plateau import reduce_on_plateau
+from lossopt_jax.transforms._perturbations import make_perturbed_fun
 from lossopt_jax.transforms._polyak import scale_by_momo, scale_by_momo_adam, scale_by_polyak
 from lossopt_jax.transforms._precision import kahan, master_weights, stochastic_rounding
 from lossopt_jax.transforms._primal_averages import (
@@ -135,6 +138,12 @@ from lossopt_jax.transforms._scaling import (
     scale,
     scale_by_learning_rate,
     scale_by_schedule,
+)
+from lossopt_jax.transforms._second_order import (
+    fisher_diag,
+    hessian_diag,
+    hutchinson_estimator_diag_hessian,
+    hvp,
 )
 from lossopt_jax.transforms._sharpness import normalize, sam
 from lossopt_jax.transforms._sign import scale_by_lion, scale_by_rprop, scale_by_sign

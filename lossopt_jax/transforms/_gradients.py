@@ -1,10 +1,22 @@
 """Gradients changed before a rule sees them: repaired, centred, noisy, optimistic, with less variance."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
+import jax
 import jax.numpy as jnp
 
-from lossopt_jax._core import NONNEGATIVE, Scalar, axes_of, random_normal
+from lossopt_jax._core import (
+    NONNEGATIVE,
+    Scalar,
+    as_compute,
+    as_default_float,
+    axes_of,
+    check_scalar,
+    concrete,
+    is_trainable,
+    map_arrays,
+    random_normal,
+)
 from lossopt_jax.transforms._clipping import global_norm
 from lossopt_jax.transforms._lift import elementwise, leafwise
 from lossopt_jax.transforms._registry import registry
@@ -134,3 +146,48 @@ def correct_by_previous_gradient(
     corrected = g + gamma * b1 / (1 - b1) * (g - slots.before)
     norm = global_norm(corrected)
     return corrected * jnp.minimum(1, max_norm / jnp.where(norm > 0, norm, 1)), {"before": g}
+
+
+@jax.custom_jvp
+def _passed_on(x: jax.Array, scale: jax.Array) -> jax.Array:
+    return x
+
+
+@_passed_on.defjvp
+def _scaled_tangent(primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]) -> Any:
+    x, scale = primals
+    wide = as_compute(tangents[0])
+    return _passed_on(x, scale), jnp.where(scale == 0, 0, scale.astype(wide.dtype) * wide).astype(x.dtype)
+
+
+def scale_gradient(inputs: Any, scale: Any) -> Any:
+    """Pass values on as they are, and their derivatives multiplied by a number.
+
+        y = x,      ∂y/∂x = s
+
+    For a part of a model that is to learn slower, or against the rest (s < 0). In forward and in reverse mode, to any
+    order; the product is taken in float32 or better.
+
+    Args:
+      inputs: x, a tree; only floating and complex arrays have derivatives to scale.
+      scale: s, a real number, which may be traced. 0 gives 0, whatever the derivative; `scale` has none of its own.
+
+    Returns:
+      The same values in the same tree.
+
+    Raises:
+      TypeError: a scale that is no real number.
+      ValueError: a scale that is an array with axes, or NaN.
+
+    Example:
+      >>> import jax, lossopt_jax as lo
+      >>> jax.grad(lambda x: lo.transforms.scale_gradient(x, -0.5) ** 2)(3.0)
+      Array(-3., dtype=float32, weak_type=True)
+
+    Differs from: optax, which has no forward mode and no traced scale.
+    """
+    check_scalar("scale_gradient", "scale", scale)
+    if concrete(scale) and scale == 0:
+        return jax.lax.stop_gradient(inputs)
+    factor = as_default_float(scale)
+    return map_arrays(lambda x: _passed_on(jnp.asarray(x), factor) if is_trainable(x) else x, inputs)

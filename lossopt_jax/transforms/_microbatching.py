@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lossopt_jax._core import COUNT, axes_of, check_scalar, complaint, compute_dtype, leaf_paths
+from lossopt_jax._core import COUNT, axes_of, check_scalar, complaint, compute_dtype, leaf_paths, none_is_leaf
 
 _WAYS = ("sum", "mean", "concat")
 
@@ -16,7 +16,9 @@ def _size(where: str, batches: list[Any], axes: list[int]) -> int:
     """The number of rows, on which all leaves of all batches must agree."""
     sizes = {}
     for number, (batch, axis) in enumerate(zip(batches, axes, strict=True)):
-        for path, leaf in zip(leaf_paths(batch), jax.tree.leaves(batch), strict=True):
+        for path, leaf in zip(leaf_paths(batch), jax.tree.leaves(batch, is_leaf=none_is_leaf), strict=True):
+            if leaf is None:
+                continue
             (along,) = axes_of(where, axis, jnp.ndim(leaf))
             sizes.setdefault(jnp.shape(leaf)[along], f"{number}/{path}" if path else f"{number}")
     if len(sizes) != 1:

@@ -5,17 +5,13 @@ from typing import Annotated
 import jax
 import jax.numpy as jnp
 
-from lossopt_jax._core import COUNT, NONNEGATIVE, POSITIVE, Scalar, random_bits
+from lossopt_jax._core import COUNT, NONNEGATIVE, POSITIVE, Scalar
 from lossopt_jax.transforms._averages import debias
 from lossopt_jax.transforms._lift import treewise
 from lossopt_jax.transforms._registry import registry
 from lossopt_jax.transforms._rule import Slot
+from lossopt_jax.transforms._second_order import hutchinson
 from lossopt_jax.transforms._vectors import averaged
-
-
-def _random_signs(seed: jax.Array, like: jax.Array) -> jax.Array:
-    """±1, a function of seed and index."""
-    return 1 - 2 * (random_bits(seed, like.shape) >> jnp.uint32(31)).astype(like.dtype)
 
 
 @registry.register()
@@ -72,9 +68,7 @@ def scale_by_sophia(
         return jnp.clip(debias(m, decay, time) / jnp.maximum(share * h, floor), -bound, bound)
 
     def estimated() -> list[jax.Array]:
-        signs = [_random_signs(seed, x) for seed, x in zip(seeds, p, strict=True)]
-        _, along = jax.jvp(jax.grad(value_fn), (p,), (signs,))
-        return averaged(b2, slots.nu, [z * hz for z, hz in zip(signs, along, strict=True)])
+        return averaged(b2, slots.nu, hutchinson(value_fn, p, seeds))
 
     mu = averaged(b1, slots.mu, g)
     nu = jax.lax.cond((t - 1) % update_interval == 0, estimated, lambda: slots.nu)

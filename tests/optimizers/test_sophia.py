@@ -83,6 +83,17 @@ CASES = {
             run,
         ),
     ],
+    "hutchinson_estimator_diag_hessian": [
+        Case(
+            "optax",
+            lambda seed=seed: lo.chain(T.hutchinson_estimator_diag_hessian(seed), T.scale_by_learning_rate(RATE)),
+            lambda: live(
+                lambda: optax.chain(C.hutchinson_estimator_diag_hessian(), optax.scale_by_learning_rate(RATE))
+            ),
+            run,
+        )
+        for seed in (None, 5)
+    ],
     "scale_by_sophia": [Case("NumPy", lambda: ours(0.8, 0.6, 0.02, 0.7, 0.5, 3), lambda: numpy_path(transcribed), run)],
 }
 

@@ -43,6 +43,11 @@ def test_each_result_in_its_own_way(rows):
     assert jax.tree.map(lambda a: (a.shape, a.dtype), result) == jax.tree.map(lambda a: (a.shape, a.dtype), expected)
 
 
+def test_none_is_no_batch():
+    result = microbatch(lambda x, y: jnp.sum(x["a"]), (0, 1), 2)({"a": jnp.arange(5.0), "b": None}, None)
+    np.testing.assert_array_equal(result, 10)
+
+
 def test_it_is_optax_s_where_the_sizes_divide():
     args = problem(12)
     way = optax.microbatching.AccumulationType
