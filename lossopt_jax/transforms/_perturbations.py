@@ -86,7 +86,7 @@ def make_perturbed_fun(
       True
 
     Differs from: optax, whose samples for a key are these, in that z keeps its digits where x ≫ σ, that the derivative
-      in sigma is right, and that bfloat16 is averaged in float32.
+      in sigma is right, and that noise and products are float32 where x is of half precision.
     Source: Berthet et al. 2020, arXiv:2002.08676, section 3; Foerster et al. 2018, arXiv:1802.05098,
       for derivatives of any order.
     """
