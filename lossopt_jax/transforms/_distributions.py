@@ -141,7 +141,7 @@ def multi_normal(loc: Any, log_scale: Any) -> MultiNormal:
       >>> noise.log_prob(jnp.zeros((2, 3)))
       Array([0.24318, 0.24318], dtype=float32)
 
-    Differs from: optax, whose `log_prob` is NaN for log_scale < −44 in float32, and spreads an x of fewer axes over
+    Differs from: optax, whose `log_prob` is NaN for log_scale ≤ −44 in float32, and spreads an x of fewer axes over
       all parameters.
     """
     arrays = {"loc": loc, "log_scale": log_scale}
