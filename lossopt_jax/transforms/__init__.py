@@ -16,6 +16,7 @@ from lossopt_jax.transforms._adam import (
     scale_by_yogi,
 )
 from lossopt_jax.transforms._adaptive import scale_by_adadelta, scale_by_rms, scale_by_rss, scale_by_stddev
+from lossopt_jax.transforms._assignment import base_hungarian_algorithm, hungarian_algorithm
 from lossopt_jax.transforms._averages import bias_correction, debias, ema, trace
 from lossopt_jax.transforms._base import (
     GradientTransformation,
@@ -83,6 +84,7 @@ from lossopt_jax.transforms._line_search import (
     scale_by_zoom_linesearch,
     value_and_grad_from_state,
 )
+from lossopt_jax.transforms._linear_algebra import matrix_inverse_pth_root, nnls, power_iteration
 from lossopt_jax.transforms._microbatching import microbatch
 from lossopt_jax.transforms._packing import pack_small
 from lossopt_jax.transforms._parameter_averages import (

@@ -34,6 +34,7 @@ FREE |= {f"projection_{kind}" for kind in ("l2_ball", "l2_sphere", "linf_ball", 
 FREE |= {f"projection_{kind}" for kind in ("non_negative", "simplex", "unit_norm", "vector")}
 FREE |= {"averaged_params", "incremental_update", "periodic_update"}
 FREE |= {"fisher_diag", "hessian_diag", "hvp", "make_perturbed_fun", "multi_normal", "scale_gradient"}
+FREE |= {"base_hungarian_algorithm", "hungarian_algorithm", "matrix_inverse_pth_root", "nnls", "power_iteration"}
 FREE |= {"gpa_eval_params", "schedule_free_eval_params", "value_and_grad_from_state"}
 
 # A chain keeps what its members keep, so the quick round looks at the rules alone, as do the laws `of_rules`.
