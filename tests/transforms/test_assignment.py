@@ -23,6 +23,9 @@ KINDS = {
     "penalties": lambda rng, shape: np.where(rng.random(shape) < 0.3, 1e8, rng.normal(size=shape)),
     "near the largest": lambda rng, shape: rng.uniform(-3e38, 3e38, shape),
     "tiny": lambda rng, shape: 1e-30 * rng.normal(size=shape),
+    "prices": lambda rng, shape: (
+        rng.integers(0, 10**5, (shape[0], 1)) + rng.integers(0, 10**5, (1, shape[1])) + rng.integers(0, 30, shape)
+    ),
     "constant": lambda rng, shape: np.full(shape, 3.0),
 }
 KINDS |= {  # of which the last leave no assignment
@@ -72,8 +75,7 @@ def test_float64(x64):
         check(cost, i, j, slack=2**-50)
 
 
-@pytest.mark.parametrize("name", ["hungarian_algorithm", "base_hungarian_algorithm"])
-@pytest.mark.parametrize("shape", [WIDE, TALL], ids=str)
+@pytest.mark.parametrize(("name", "shape"), [("hungarian_algorithm", TALL), ("base_hungarian_algorithm", WIDE)])
 def test_it_finds_the_pairs_of_optax(name, shape):
     cost = jnp.asarray(np.random.default_rng(3).normal(size=shape), jnp.float32)
     with jax.numpy_dtype_promotion("standard"):
