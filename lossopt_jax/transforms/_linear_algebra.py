@@ -347,10 +347,6 @@ class _Active(NamedTuple):
     """Columns with x > 0, on which A has full rank."""
     trial: jax.Array
     """These, and those that come in."""
-    refused: jax.Array
-    """Columns that would come in, and did not stay."""
-    gained: jax.Array
-    """Whether one has come in since the last solution."""
     count: jax.Array
     done: jax.Array
 
@@ -395,24 +391,15 @@ def _solution(matrix: jax.Array, right: jax.Array, iters: Any) -> jax.Array:
         x = jnp.where(redundant, now.x, x)
         trial = now.trial & ~out
         support = jnp.where(redundant, now.support, trial)
-        refused = now.refused | (out & (now.x <= 0))
 
+        # Of all that come in one stays, as along each the residual falls: no support comes twice.
         solved = ~redundant & ~jnp.any(below)
-        refused = refused & ~(solved & jnp.any(now.gained & trial))
-        new = descents(x, ~trial & ~refused) & solved
-        return _Active(
-            x,
-            support,
-            trial | new,
-            refused,
-            jnp.where(solved, new, now.gained & trial),
-            now.count + 1,
-            solved & ~jnp.any(new),
-        )
+        new = descents(x, ~trial) & solved
+        return _Active(x, support, trial | new, now.count + 1, solved & ~jnp.any(new))
 
     nothing, nobody, most = jnp.zeros(n, dtype), jnp.zeros(n, bool), jnp.asarray(iters)
     first = descents(nothing, ~nobody)
-    start = _Active(nothing, nobody, first, nobody, first, jnp.zeros((), most.dtype), ~jnp.any(first))
+    start = _Active(nothing, nobody, first, jnp.zeros((), most.dtype), ~jnp.any(first))
     return lax.while_loop(lambda now: ~now.done & (now.count < most), step, start).x
 
 
