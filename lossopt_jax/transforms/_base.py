@@ -217,6 +217,8 @@ def as_transformation(where: str, candidate: Any) -> GradientTransformation:
 def as_member(where: str, candidate: Any, first: bool = False) -> GradientTransformation:
     """A transform that may stand inside another one, where it is the first to see the gradients or not."""
     member = as_transformation(where, candidate)
+    if "measure" in member._flags:
+        raise TypeError(complaint(where, "members", "return updates", member.name, "give it to monitor"))
     if "outermost" in member._flags:
         remedy = f"write {member.name}({where}(…)) instead"
         raise ValueError(complaint(where, "members", f"not hold {member.name}, which must be outermost", "it", remedy))
@@ -309,6 +311,22 @@ def leave(flow: Any, updates: Any, params: Any) -> Any:
 
     reference = updates if params is None else params
     return jax.tree.map(cast, flow, updates, reference, is_leaf=none_is_leaf)
+
+
+def alongside(where: str, name: str, tree: Any, like: Any, which: str) -> Any:
+    """A tree of the caller's that must have the structure and shapes of another one, "that is …"."""
+    if jax.tree.structure(tree, is_leaf=none_is_leaf) != jax.tree.structure(like, is_leaf=none_is_leaf):
+        raise ValueError(complaint(where, name, f"have the tree {which}", first_difference(like, tree)))
+    for path, leaf, other in zip(
+        leaf_paths(like),
+        jax.tree.leaves(like, is_leaf=none_is_leaf),
+        jax.tree.leaves(tree, is_leaf=none_is_leaf),
+        strict=True,
+    ):
+        if leaf is not None and not (is_array_like(other) and jnp.shape(other) == jnp.shape(leaf)):
+            got = jnp.shape(other) if is_array_like(other) else repr(other)
+            raise ValueError(complaint(where, f"{name} at {path!r}", f"have shape {jnp.shape(leaf)}", got))
+    return tree
 
 
 def apply_leaf(parameter: Any, update: Any) -> Any:

@@ -22,7 +22,6 @@ from lossopt_jax._core import (
     complaint,
     concrete,
     dtype_of,
-    first_difference,
     is_array_like,
     leaf_paths,
     map_arrays,
@@ -32,10 +31,12 @@ from lossopt_jax._core import (
     widest_float,
 )
 from lossopt_jax.kernels import norm
+from lossopt_jax.transforms._base import alongside
 from lossopt_jax.transforms._lift import wrapper
 from lossopt_jax.transforms._registry import registry
 
 _Vector = list[jax.Array]
+_PROJECTED = "that is projected"
 
 
 # ---------------------------------------------------------------------------------------------- trees as vectors
@@ -55,22 +56,6 @@ def _vector(where: str, tree: Any) -> tuple[_Vector, Callable[[_Vector], Any]]:
         return treedef.unflatten([new.astype(dtype_of(old)) for new, old in zip(vector, leaves, strict=True)])
 
     return [jnp.asarray(leaf).astype(dtype) for leaf in leaves], restore
-
-
-def _alongside(where: str, name: str, tree: Any, like: Any) -> Any:
-    """A tree that must have the structure and shapes of another one."""
-    if jax.tree.structure(tree, is_leaf=none_is_leaf) != jax.tree.structure(like, is_leaf=none_is_leaf):
-        raise ValueError(complaint(where, name, "have the tree that is projected", first_difference(like, tree)))
-    for path, leaf, other in zip(
-        leaf_paths(like),
-        jax.tree.leaves(like, is_leaf=none_is_leaf),
-        jax.tree.leaves(tree, is_leaf=none_is_leaf),
-        strict=True,
-    ):
-        if leaf is not None and (other is None or jnp.shape(other) != jnp.shape(leaf)):
-            got = "None" if other is None else jnp.shape(other)
-            raise ValueError(complaint(where, f"{name} at {path!r}", f"have shape {jnp.shape(leaf)}", got))
-    return tree
 
 
 def _radius(where: str, scale: Any, vector: _Vector) -> jax.Array:
@@ -133,7 +118,7 @@ def projection_non_negative(tree: Any) -> Any:
 def _bounds(name: str, bound: Any, tree: Any) -> Any:
     if is_array_like(bound) and jnp.ndim(bound) == 0:
         return jax.tree.map(lambda leaf: None if leaf is None else bound, tree, is_leaf=none_is_leaf)
-    return _alongside("projection_box", name, bound, tree)
+    return alongside("projection_box", name, bound, tree, _PROJECTED)
 
 
 def _clipped(path: str, leaf: Any, lower: Any, upper: Any) -> Any:
@@ -445,7 +430,7 @@ def projection_min_max_norm(
 def _normal(where: str, x: Any, a: Any) -> tuple[_Vector, Callable[[_Vector], Any], _Vector, Callable[[Any], Any]]:
     """x as a vector, what makes a tree of one, a/‖a‖, and b ↦ b/‖a‖."""
     vector, restore = _vector(where, x)
-    direction, unit, length = _polar(_vector(where, _alongside(where, "a", a, x))[0])
+    direction, unit, length = _polar(_vector(where, alongside(where, "a", a, x, _PROJECTED))[0])
     dtype = widest_float(leaf.dtype for leaf in (*vector, *direction))
 
     def per_length(b: Any) -> jax.Array:
@@ -538,7 +523,7 @@ def project_params(run, updates, slots, t, params, *, projection: Callable[[Any]
         return updates, {}, {}
     moved = jax.tree.map(lambda u, p: None if u is None else as_compute(p) + u, updates, params, is_leaf=none_is_leaf)
     with standard_promotion():
-        point = _alongside("project_params", "what the projection returns", projection(moved), moved)
+        point = alongside("project_params", "what the projection returns", projection(moved), moved, _PROJECTED)
     # in the dtype of storage, so that the sum has what the rounding of w + u would lose
     return (
         map_arrays(lambda u, q, p: as_compute(q.astype(dtype_of(p))) - as_compute(p), updates, point, params),
