@@ -44,6 +44,7 @@ from lossopt_jax._core._jax import (
     standard_promotion,
     sums_apart,
     sums_in_one_loop,
+    zeros_alike,
 )
 from lossopt_jax._core._random import leaf_seed, random_bits, random_normal
 from lossopt_jax._core._registry import Registry

@@ -97,6 +97,18 @@ def pallas_modules(platform: str) -> tuple[Any, Any]:
     return import_module("jax.experimental.pallas"), import_module(f"jax.experimental.pallas.{words}")
 
 
+def zeros_alike(x: jax.Array) -> jax.Array:
+    """Zeros of an array's shape and dtype that lie where it lies, also within a program, whatever the array holds."""
+    zeros = jnp.zeros_like(x)
+    if jax.device_count() == 1 or not is_tracer(x):
+        return zeros
+    try:
+        shard_alike = import_module("jax.experimental.shard_alike").shard_alike
+    except ImportError:  # gone in jax 0.12: a choice that XLA does not see through, so that it computes x for nothing
+        return jnp.where(jax.lax.optimization_barrier(jnp.ones((), bool)), zeros, x)
+    return shard_alike(x, zeros)[1]
+
+
 def bind_equation(equation: Any, inputs: list[Any]) -> list[Any]:
     """The outputs of one equation of a jaxpr at other inputs."""
     bound = equation.primitive.get_bind_params(equation.params)

@@ -29,6 +29,7 @@ import jax.numpy as jnp
 
 from lossopt_jax._core import (
     RANGES,
+    accepts_keyword,
     as_compute,
     as_default_float,
     bound_arguments,
@@ -59,6 +60,7 @@ from lossopt_jax.transforms._rule import Constants, Rule, Slot, declare, program
 from lossopt_jax.transforms._selection import run_where
 
 _LAST_STEP = 2**31 - 1
+FORWARD = "forward_extra_args"  # the argument that says so of the functions among a rule's arguments
 
 
 def _evaluate(value: Any, step: jax.Array) -> jax.Array:
@@ -94,6 +96,12 @@ class _Lifted(GradientTransformation):
     def __repr__(self) -> str:
         return super().__repr__() if self.storage is None else f"compress_state({super().__repr__()}, {self.storage!r})"
 
+    def _accepts(self, keyword: str) -> bool:
+        """Also what a function among its arguments takes that is to be handed extra arguments."""
+        arguments = dict(self.arguments)
+        told = [given for given in arguments.values() if callable(given)] if arguments.get(FORWARD) else []
+        return super()._accepts(keyword) or any(accepts_keyword(function, keyword) for function in told)
+
     @property
     def _statics(self) -> tuple[tuple[str, Any], ...]:
         return self.rule.statics(self.arguments)
@@ -108,7 +116,7 @@ class _Lifted(GradientTransformation):
 
         def make(name: str, slot: Slot) -> Any:
             if slot.per == "tree":
-                return slot.make(None, arguments)
+                return slot.make(params, arguments)
             made = jax.tree.map(
                 lambda p: slot.make(p, arguments) if is_trainable(p) else None, params, is_leaf=none_is_leaf
             )
@@ -144,6 +152,8 @@ class _Lifted(GradientTransformation):
 
     def _need(self, need: str, updates: Any, state: Any, params: Any, extra: dict[str, Any]) -> Any:
         """What the rule declared, for the whole tree: a tree for params, grad and key, else the thing itself."""
+        if need == "step":
+            return state.step
         if need == "key":
             seeds = [leaf_seed(state.slots["seed"], state.step, path) for path in leaf_paths(updates)]
             return jax.tree.unflatten(jax.tree.structure(updates, is_leaf=none_is_leaf), seeds)
@@ -407,7 +417,7 @@ class WrapperTransformation(_Lifted):
             name: member(inner, state.inner.groups[name] if several else state.inner, params, extra)
             for name, inner in zip(self.rule.members, self.members, strict=True)
         }
-        run = SimpleNamespace(**runs) if several else runs[self.rule.members[0]]
+        run = SimpleNamespace(**runs, params=params, extra=extra) if several else runs[self.rule.members[0]]
         slots = loaded(state.slots) | shared
         updates, inner, changed = self.rule.function(
             run, updates, SimpleNamespace(**slots), t, *needs, **scalars, **dict(self._statics)
@@ -478,7 +488,8 @@ def elementwise(*, needs: tuple[str, ...] = (), once: Any = None, **slots: Slot)
     The promise pays: such a rule may be cut into blocks, packed, quantised or sharded any way.
 
     Args:
-      needs: what else the rule wants after t: "params", "value", "grad", "key" (then also a static `seed`).
+      needs: what else the rule wants after t: "params", "value", "grad", "key" (then also a static `seed`), "step" (the
+        updates made before this one, int32).
       once: scalar-only maths, run once per step: (slots, t, **arguments) → changed tree slots; with the value after t
         where the rule needs that.
       **slots: the rule's memory, by name.

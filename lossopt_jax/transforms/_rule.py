@@ -55,7 +55,8 @@ class Slot:
         arguments (a dict): the axes of the parameter along which the slot runs (an `Extent` for one of its own), a
         list of those for several arrays, or None for no slot.
       fill: the initial value: a number, the name of an argument of the rule, or a function of the parameter
-        (its result is copied, never aliased; None for no slot).
+        (its result is copied, never aliased; None for no slot). Per tree also a function of all parameters and the
+        rule's arguments, whose result is a tree.
       per: "leaf", or "tree" for one scalar (or array of Extents) that all leaves share.
       dtype: None for the leaf's compute dtype (at least float32), "param" for its own.
       nonnegative: never below zero, which a low-bit code can use.
@@ -63,7 +64,7 @@ class Slot:
     """
 
     shape: Literal["param", "leaf"] | Callable[[tuple[int, ...], dict[str, Any]], Axes | list[Axes] | None] = "param"
-    fill: float | str | Callable[[jax.Array], jax.Array | None] = 0.0
+    fill: float | str | Callable[..., Any] = 0.0
     per: Literal["leaf", "tree"] = "leaf"
     dtype: Any = None
     nonnegative: bool = False
@@ -76,6 +77,8 @@ class Slot:
     def make(self, parameter: Any, arguments: dict[str, Any]) -> Any:
         """The initial slot of one leaf, or of the tree."""
         fill = arguments[self.fill] if isinstance(self.fill, str) else self.fill
+        if self.per == "tree" and callable(fill):
+            return jax.tree.map(lambda x: jnp.array(x, copy=True), fill(parameter, arguments))
         if self.per == "tree":
             axes = self.shape((), arguments) if callable(self.shape) else ()
             return jnp.array(jnp.full(tuple(map(int, axes)), fill, self.dtype or default_float()), copy=True)
