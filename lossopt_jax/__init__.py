@@ -12,6 +12,7 @@ from lossopt_jax.transforms import (
     compress_state,
     freeze,
     get_hyperparams,
+    get_measurements,
     get_slot,
     kahan,
     masked,

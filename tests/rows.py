@@ -16,16 +16,36 @@ T, O = lo.transforms, lo.optimizers
 class Row(NamedTuple):
     """How to build a transform from one of its hyperparameters, that one's name, and two values of it.
 
+    Of a transform without hyperparameters: how to build it from nothing, None.
+
     restless: it may move although gradients and parameters are zero.
     unbounded: its updates grow with the gradients, so that a few of the largest ones leave float16.
     """
 
     build: Any
-    knob: str
-    value: float
-    other: float
+    knob: str | None = None
+    value: float | None = None
+    other: float | None = None
     restless: bool = False
     unbounded: bool = False
+
+
+def halved(updates, params):
+    """A function of whole trees, for `stateless`."""
+    return jax.tree.map(lambda u: u / 2, updates)
+
+
+def less_than_half(update, param):
+    """A function of one array, for `stateless_with_tree_map`."""
+    return 0.4 * update
+
+
+def in_even_steps(step):
+    """A condition: the first update and every second after it."""
+    return step % 2 == 0
+
+
+MEASURES = {"norm": T.global_norm, "mean": T.measure_with_ema(T.global_norm, 0.9)}
 
 
 def matrices(params):
@@ -208,6 +228,19 @@ TRANSFORMS = {
     "swa": Row(lambda x: T.swa(O.adam(x), 1), "learning_rate", 0.1, 0.01),
     "trace": Row(lambda x: T.trace(x, nesterov=True), "decay", 0.9, 0.5, unbounded=True),
     "zero_nans": Row(lambda x: lo.chain(T.zero_nans(), O.sgd(x)), "learning_rate", 0.1, 0.01, unbounded=True),
+    # compositions, conditions and measurements
+    "apply_every": Row(T.apply_every, "k", 2.0, 3.0, unbounded=True),
+    "conditionally_mask": Row(lambda x: T.conditionally_mask(O.adam(x), in_even_steps), "learning_rate", 0.1, 0.01),
+    "conditionally_transform": Row(
+        lambda x: T.conditionally_transform(O.adam(x), in_even_steps), "learning_rate", 0.1, 0.01, unbounded=True
+    ),
+    "identity": Row(lambda _: T.identity(), unbounded=True),
+    "measure_update": Row(lambda x: T.measure_update(O.adam(x)), "learning_rate", 0.1, 0.01),
+    "monitor": Row(lambda _: T.monitor(MEASURES), unbounded=True),
+    "set_to_zero": Row(lambda _: T.set_to_zero()),
+    "snapshot": Row(lambda _: T.snapshot("norm", T.global_norm), unbounded=True),
+    "stateless": Row(lambda _: T.stateless(halved), unbounded=True),
+    "stateless_with_tree_map": Row(lambda _: T.stateless_with_tree_map(less_than_half), unbounded=True),
     # quasi-Newton
     "scale_by_backtracking_linesearch": Row(
         lambda x: lo.chain(O.sgd(1.0), T.scale_by_backtracking_linesearch(20, max_learning_rate=x)),

@@ -1,6 +1,6 @@
 """Gradient → update: rules, and what wraps and composes them."""
 
-from lossopt_jax.transforms._accumulation import multi_steps
+from lossopt_jax.transforms._accumulation import apply_every, multi_steps
 from lossopt_jax.transforms._adam import (
     scale_by_acprop,
     scale_by_adam,
@@ -39,6 +39,7 @@ from lossopt_jax.transforms._clipping import (
 )
 from lossopt_jax.transforms._compile import compile_update
 from lossopt_jax.transforms._compression import compress_state
+from lossopt_jax.transforms._conditions import conditionally_mask, conditionally_transform
 from lossopt_jax.transforms._distance import (
     scale_by_dadapt_adamw,
     scale_by_distance_over_gradients,
@@ -67,7 +68,7 @@ from lossopt_jax.transforms._guards import apply_if_finite, dynamic_loss_scale, 
 from lossopt_jax.transforms._history import clip_by_norm_quantile, skip_spikes
 from lossopt_jax.transforms._hyperball import hyperball
 from lossopt_jax.transforms._hypergradient import hypergradient
-from lossopt_jax.transforms._hyperparams import get_hyperparams, get_slot, set_hyperparams
+from lossopt_jax.transforms._hyperparams import get_hyperparams, get_measurements, get_slot, set_hyperparams
 from lossopt_jax.transforms._iterates import scale_by_asgd, scale_by_ftrl, scale_by_madgrad
 from lossopt_jax.transforms._layerwise import (
     normalize_by_update_norm,
@@ -86,6 +87,7 @@ from lossopt_jax.transforms._line_search import (
 )
 from lossopt_jax.transforms._linear_algebra import matrix_inverse_pth_root, nnls, power_iteration
 from lossopt_jax.transforms._microbatching import microbatch
+from lossopt_jax.transforms._monitoring import measure_update, measure_with_ema, monitor, snapshot
 from lossopt_jax.transforms._packing import pack_small
 from lossopt_jax.transforms._parameter_averages import (
     averaged_params,
@@ -150,3 +152,11 @@ from lossopt_jax.transforms._second_order import (
 from lossopt_jax.transforms._sharpness import normalize, sam
 from lossopt_jax.transforms._sign import scale_by_lion, scale_by_rprop, scale_by_sign
 from lossopt_jax.transforms._sophia import scale_by_sophia
+from lossopt_jax.transforms._stateless import (
+    identity,
+    init_empty_state,
+    set_to_zero,
+    stateless,
+    stateless_with_tree_map,
+    with_extra_args_support,
+)

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 
 from lossopt_jax._core import AT_LEAST_ONE, NONNEGATIVE, Scalar, check_scalar, map_arrays, none_is_leaf
 from lossopt_jax.transforms._lift import wrapper
+from lossopt_jax._core import NONNEGATIVE, Range, Scalar, check_scalar, map_arrays, none_is_leaf
+from lossopt_jax.transforms._lift import elementwise, wrapper
 from lossopt_jax.transforms._registry import registry
 from lossopt_jax.transforms._rule import Slot
 
@@ -58,3 +60,32 @@ def multi_steps(run, updates, slots, t, *, every_k: Annotated[Scalar, AT_LEAST_O
     updates, inner = jax.lax.cond(step, lambda: run(trained), lambda: run.skipped(updates))
     kept = {"weight": jnp.where(last, 0.0, weight), "mini_step": jnp.where(last, 0, mini_step)}
     return updates, inner, {"accumulated": accumulated, **kept}
+
+
+def _counted(slots, t, *, k):
+    after = slots.mini_step + 1
+    return {"mini_step": jnp.where(after.astype(k.dtype) >= k, 0, after)}
+
+
+@registry.register()
+@elementwise(once=_counted, accumulated=Slot(), mini_step=Slot(per="tree", dtype=jnp.int32, exact=True))
+def apply_every(g, slots, t, *, k: Annotated[Scalar, _AT_LEAST_ONE] = 1):
+    """Add up k updates and emit their sum, with zeros in between.
+
+        a ← a + g
+        at every k-th update: u = a, a ← 0;   else u = 0
+
+    A member of a chain and not around one: whatever stands before it runs in every step, at the same parameters until
+    the sum is emitted, and whatever stands behind it sees the zeros too. `chain(adam(0.1), apply_every(k))` moves by
+    the sum of k of Adam's steps; `multi_steps(adam(0.1), k)` lets Adam take one step with the mean of k gradients, and
+    is what a larger batch means.
+
+    Args:
+      k: k ≥ 1; a schedule of it sees the number of updates.
+
+    Slots: accumulated (1 × parameters), mini_step (one int32, 0 after a sum was emitted).  Lift: elementwise.
+    Differs from: optax, where one NaN or infinity makes every later update NaN.
+    """
+    total = slots.accumulated + g
+    emit = slots.mini_step == 0
+    return jnp.where(emit, total, 0), {"accumulated": jnp.where(emit, 0, total)}

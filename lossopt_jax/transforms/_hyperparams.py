@@ -21,17 +21,32 @@ def _names(path: tuple[Any, ...]) -> list[str]:
     return [str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path]
 
 
+def _full_keys(paths: list[list[str]]) -> list[str]:
+    """Paths that end in rule and name, as label, rule and name; whole where that would say two things."""
+
+    def of(path: list[str]) -> str:
+        return "/".join([path[i + 1] for i, part in enumerate(path[:-1]) if part == "groups"] + path[-2:])
+
+    keys = list(map(of, paths))
+    return [
+        key if keys.count(key) == 1 else "/".join(part for part in path if part not in ("groups", "inner"))
+        for key, path in zip(keys, paths, strict=True)
+    ]
+
+
 def _located(state: Any) -> tuple[list[str], list[Any], Any, list[bool]]:
-    """Full keys "<label>/<rule>/<name>" of the hyperparameters, among all leaves of a state."""
+    """Full keys of the hyperparameters, among all leaves of a state."""
     entries, treedef = jax.tree_util.tree_flatten_with_path(state, is_leaf=_is_hyperparameter)
-    keys = []
-    for path, _ in entries:
-        names = _names(path)
-        labels = [names[i + 1] for i, name in enumerate(names[:-1]) if name == "groups"]
-        rules = [names[i - 1] for i, name in enumerate(names) if name == "hyperparams" and i]
-        keys.append("/".join([*labels, *rules[-1:], names[-1]] if names else []))
     leaves = [leaf for _, leaf in entries]
-    return keys, leaves, treedef, [_is_hyperparameter(leaf) for leaf in leaves]
+    ours = list(map(_is_hyperparameter, leaves))
+    paths = [
+        [*names[:-2], names[-1]]
+        for (path, _), own in zip(entries, ours, strict=True)
+        if own
+        for names in [_names(path)]
+    ]
+    keys = iter(_full_keys(paths))
+    return [next(keys) if own else "" for own in ours], leaves, treedef, ours
 
 
 def _short(full: str, all_keys: list[str]) -> str:
@@ -102,17 +117,22 @@ def _pinned(old: Hyperparameter, value: Any) -> Hyperparameter:
     return Hyperparameter(jnp.array(jnp.broadcast_to(jnp.asarray(value, old.value.dtype), old.value.shape)), pinned)
 
 
-def states_in(state: Any) -> Iterator[tuple[str, RuleState | WrapperState]]:
-    """Every state of a rule or wrapper, a wrapper's own before those inside it, with the name that it lies under."""
-
+def _states_with_paths(state: Any, above: tuple[str, ...] = ()) -> Iterator[tuple[list[str], RuleState | WrapperState]]:
     def is_state(node: Any) -> bool:
         return isinstance(node, RuleState | WrapperState)
 
     for path, node in jax.tree_util.tree_leaves_with_path(state, is_leaf=is_state):
         if is_state(node):
-            yield (_names(path) or [""])[-1], node
+            names = [*above, *_names(path)]
+            yield names, node
             if isinstance(node, WrapperState):
-                yield from states_in(node.inner)
+                yield from _states_with_paths(node.inner, (*names, "inner"))
+
+
+def states_in(state: Any) -> Iterator[tuple[str, RuleState | WrapperState]]:
+    """Every state of a rule or wrapper, a wrapper's own before those inside it, with the name that it lies under."""
+    for path, node in _states_with_paths(state):
+        yield path[-1] if path and path[-1] != "inner" else "", node
 
 
 def get_slot(state: Any, name: str) -> Any:
@@ -135,3 +155,38 @@ def get_slot(state: Any, name: str) -> Any:
     for _, other in found[1:]:
         tree = jax.tree.map(lambda a, b: b if a is None else a, tree, other, is_leaf=none_is_leaf)
     return tree
+
+
+# What guards count, which `get_measurements` reads beside what monitors measure.
+_COUNTERS = ("bad_steps", "bad_in_a_row")
+
+
+def get_measurements(state: Any) -> dict[str, Any]:
+    """What was measured in the last update: `{"gradient_norm": …, "bad_steps": …}`.
+
+    The readings of every `monitor` and `snapshot`, and what guards count: bad steps so far, and those since the last
+    good one. Works on the state of any composition, also inside another library's or a training state, with the keys
+    of `get_hyperparams`: in a group of `partition` `"<label>/gradient_norm"`; a name that stands twice
+    `"<member>/gradient_norm"`. Before the first update all are 0. A learning rate is in `get_hyperparams(state)`.
+
+    Example:
+      >>> import jax.numpy as jnp, lossopt_jax as lo
+      >>> tx = lo.transforms.apply_if_finite(lo.transforms.measure_update(lo.optimizers.sgd(0.5)))
+      >>> params = jnp.array([0.0, 0.0])
+      >>> _, state = tx.update(jnp.array([3.0, 4.0]), tx.init(params), params)
+      >>> {name: float(value) for name, value in lo.get_measurements(state).items()}
+      {'bad_steps': 0.0, 'bad_in_a_row': 0.0, 'gradient_norm': 5.0, 'update_norm': 2.5}
+    """
+    found = [
+        ([*path, name], value)
+        for path, node in _states_with_paths(state)
+        for slots in [node.slots]
+        for name, value in [*((name, slots[name]) for name in _COUNTERS if name in slots), *_readings(slots)]
+    ]
+    keys = _full_keys([path for path, _ in found])
+    return {_short(key, keys): value for key, (_, value) in zip(keys, found, strict=True)}
+
+
+def _readings(slots: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    measured = slots.get("measurements")
+    yield from measured.items() if isinstance(measured, dict) else ()

@@ -20,6 +20,8 @@ EQUIVALENT = {
         ("slot learning_rate", "slot value", "slot grad"), "only read out"
     ),
     "scale_by_rprop": {"slot before": "only its sign is read"},
+    "monitor": {"slot measurements": "only read out"},
+    "set_to_zero": {"output": "zeros grow into zeros"},
     "scale_by_zoom_linesearch": dict.fromkeys(("slot learning_rate", "slot value", "slot grad"), "only read out"),
 }
 

@@ -24,6 +24,7 @@ from paths import (
     ranks,
     torch_path,
     tree,
+    with_value,
 )
 
 import lossopt_jax as lo
@@ -800,6 +801,71 @@ def loss_scaled(scale, interval, growth, backoff, least, most):
     return start
 
 
+def added(k):
+    """Gradient descent by sums of k gradients, which `k` gives as a function of the step."""
+
+    def start(w):
+        total, count = 0.0, 0
+
+        def move(g, t):
+            nonlocal w, total, count
+            total, count = total + g, count + 1
+            if count >= k(t - 1):
+                w, total, count = w - RATE * total, 0.0, 0
+            return w
+
+        return move
+
+    return start
+
+
+def two_in_three(step):
+    return step % 3 > 0
+
+
+def where_it_is_large(step, value):
+    """A condition on the loss."""
+    return value > 1.5
+
+
+def conditional(name):
+    """A condition on the step, and one on the loss, around a rule with memory; behind it the rate."""
+    ours, theirs = getattr(T, name), getattr(optax, name)
+    return [
+        Case(
+            "optax",
+            lambda: lo.chain(ours(T.scale_by_adam(), two_in_three), O.sgd(falling)),
+            lambda: optax_path(lambda: optax.chain(theirs(optax.scale_by_adam(), two_in_three), optax.sgd(falling))),
+        ),
+        Case(
+            "optax",
+            lambda: ours(O.adam(RATE), where_it_is_large, forward_extra_args=True),
+            lambda: optax_path(lambda: theirs(optax.adam(RATE), where_it_is_large, True), with_value),
+            partial(path_of, extra=with_value),
+        ),
+    ]
+
+
+MEASURED = ("first", "mean", "raw", "second")
+
+
+def measured(T, norm):
+    """Readings before and behind a rule with memory, plain and averaged."""
+    with_ema = T.measure_with_ema
+    return T.chain(
+        T.snapshot("first", norm),
+        T.monitor({"mean": with_ema(norm, 0.7), "raw": with_ema(lambda u: norm(u) > 0.1, 0.6, debias=False)}),
+        T.trace(0.9),
+        T.snapshot("second", norm),
+        T.scale(-RATE),
+    )
+
+
+def readings(params, state):
+    """Parameters and readings side by side."""
+    return [*jax.tree.leaves(params), *(jnp.asarray(optax.tree.get(state, name), jnp.float64) for name in MEASURED)]
+
+
 JUST_BELOW = 0.9995 * np.linalg.norm(flat(list(gradients())[-1]))
 
 CASES |= {
@@ -884,6 +950,34 @@ CASES |= {
         )
     ],
     "zero_nans": optax_rule("zero_nans", {}),
+    "apply_every": [
+        *optax_rule("apply_every", {"k": 1}, {"k": 4}),
+        paper_case(
+            lambda: lo.chain(T.apply_every(lambda step: 2.0 + step / 4), O.sgd(RATE)), added(lambda s: 2 + s / 4)
+        ),
+    ],
+    "conditionally_mask": conditional("conditionally_mask"),
+    "conditionally_transform": conditional("conditionally_transform"),
+    "identity": optax_rule("identity", {}),
+    "monitor": [
+        Case(
+            "optax",
+            lambda: measured(T, T.global_norm),
+            lambda: optax_path(lambda: measured(optax, optax.tree.norm), read=readings),
+            partial(path_of, read=readings),
+        )
+    ],
+    "set_to_zero": [
+        Case(
+            "optax",
+            lambda: lo.chain(T.set_to_zero(), T.add_decayed_weights(0.1), O.sgd(RATE)),
+            lambda: optax_path(
+                lambda: optax.chain(optax.set_to_zero(), optax.add_decayed_weights(0.1), optax.sgd(RATE))
+            ),
+        )
+    ],
+    "stateless": optax_rule("stateless", {"f": lambda u, p: jax.tree.map(lambda u, p: 0.3 * u + 0.1 * p, u, p)}),
+    "stateless_with_tree_map": optax_rule("stateless_with_tree_map", {"f": lambda u, p: jnp.sin(u) + 0.1 * p}),
     "add_decayed_weights": optax_rule("add_decayed_weights", {"weight_decay": 0.3}, {"weight_decay": falling}),
     "clip": optax_rule("clip", {"max_delta": 0.3}),
     "clip_by_block_rms": optax_rule("clip_by_block_rms", {"threshold": 0.3}),
