@@ -83,10 +83,10 @@ def test_params_are_optional_for_a_function():
 
 
 def test_a_function_may_return_numbers_of_any_real_dtype():
-    tx = T.stateless_with_tree_map(lambda u, p: u > 0.1)
+    tx = lo.chain(T.stateless_with_tree_map(lambda u, p: u > 0.1), T.scale(0.5))
     updates, _ = tx.update(GRADS, tx.init(PARAMS), PARAMS)
     assert updates["w"].dtype == jnp.float32
-    np.testing.assert_array_equal(updates["w"], np.asarray(GRADS["w"]) > 0.1)
+    np.testing.assert_array_equal(updates["w"], np.where(np.asarray(GRADS["w"]) > 0.1, 0.5, 0.0))
 
 
 TREES = {
