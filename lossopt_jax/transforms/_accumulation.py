@@ -6,8 +6,6 @@ import jax
 import jax.numpy as jnp
 
 from lossopt_jax._core import AT_LEAST_ONE, NONNEGATIVE, Scalar, check_scalar, map_arrays, none_is_leaf
-from lossopt_jax.transforms._lift import wrapper
-from lossopt_jax._core import NONNEGATIVE, Range, Scalar, check_scalar, map_arrays, none_is_leaf
 from lossopt_jax.transforms._lift import elementwise, wrapper
 from lossopt_jax.transforms._registry import registry
 from lossopt_jax.transforms._rule import Slot
@@ -69,7 +67,7 @@ def _counted(slots, t, *, k):
 
 @registry.register()
 @elementwise(once=_counted, accumulated=Slot(), mini_step=Slot(per="tree", dtype=jnp.int32, exact=True))
-def apply_every(g, slots, t, *, k: Annotated[Scalar, _AT_LEAST_ONE] = 1):
+def apply_every(g, slots, t, *, k: Annotated[Scalar, AT_LEAST_ONE] = 1):
     """Add up k updates and emit their sum, with zeros in between.
 
         a ← a + g
