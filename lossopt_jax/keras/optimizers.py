@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.numpy import sqrt
 
-from lossopt_jax._core import Scalar, complaint, concrete
+from lossopt_jax._core import Scalar, StatefulSchedule, complaint, concrete
 from lossopt_jax.schedules import inverse_time_decay
 from lossopt_jax.transforms import (
     GradientTransformation,
@@ -36,6 +36,9 @@ def _rate(where: str, lr: Any, learning_rate: Any, default: float, decay: Any) -
         raise ValueError(complaint(where, "decay", "be ≥ 0 and finite", decay))
     if concrete(decay) and decay == 0:
         return rate
+    if isinstance(rate, StatefulSchedule):
+        remedy = "let it decay by itself"
+        raise TypeError(complaint(where, "the rate beside decay", "be a function of the step", f"{rate!r}", remedy))
     if callable(rate):
         shrink = inverse_time_decay(1.0, 1, decay)
         return lambda step: rate(step) * shrink(step)

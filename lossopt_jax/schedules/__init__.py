@@ -1,5 +1,6 @@
 """Schedules: step → value in JAX's default float. Step 0 is the first update; past the end the last value stays."""
 
+from lossopt_jax._core import StatefulSchedule
 from lossopt_jax.schedules._curves import (
     constant_schedule,
     cosine_decay_schedule,

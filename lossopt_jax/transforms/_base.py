@@ -36,10 +36,14 @@ EXTRA_ARGUMENTS = ("value", "grad", "value_fn", "key", "loss", "weight")
 
 
 class Hyperparameter(NamedTuple):
-    """A scalar in the state: `value` is what the last update used; a schedule is followed unless `pinned`."""
+    """A scalar in the state: `value` is what the last update used; a schedule is followed unless `pinned`.
+
+    `memory` is the state of a schedule that has one, and None otherwise.
+    """
 
     value: jax.Array
     pinned: jax.Array
+    memory: Any = None
 
 
 class RuleState(NamedTuple):
@@ -128,7 +132,7 @@ class GradientTransformation:
         """The rules that each leaf meets, in order; None where leaves cannot be updated one by one."""
         return None
 
-    def _measured(self, updates: Any, state: Any) -> "GradientTransformation | None":
+    def _measured(self, updates: Any, state: Any, extra: dict[str, Any]) -> "GradientTransformation | None":
         """Itself with what it measures of the whole tree held, if that is all that keeps leaves together."""
         return None
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.numpy import sqrt
 
-from lossopt_jax._core import NONNEGATIVE, POSITIVE, Scalar, as_compute, check_scalar, complaint
+from lossopt_jax._core import NONNEGATIVE, POSITIVE, Scalar, StatefulSchedule, as_compute, check_scalar, complaint
 from lossopt_jax.transforms._averages import bias_correction as corrected
 from lossopt_jax.transforms._base import GradientTransformation
 from lossopt_jax.transforms._clipping import global_norm
@@ -264,6 +264,8 @@ def scale_by_prodigy(
     """
     if b3 is None and not callable(b2):
         check_scalar("scale_by_prodigy", "b2", b2)
+    if b3 is None and isinstance(b2, StatefulSchedule):
+        raise TypeError(complaint("scale_by_prodigy", "b2", "be a function of the step", f"{b2!r}", "give b3 as well"))
     if b3 is None:
         b3 = functools.partial(_root, b2) if callable(b2) else _root(b2)
     return _scale_by_prodigy(

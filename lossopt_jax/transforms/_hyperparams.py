@@ -113,8 +113,9 @@ def _range(key: str) -> Range | None:
 def _pinned(old: Hyperparameter, value: Any) -> Hyperparameter:
     pinned = jnp.full(jnp.shape(old.pinned), value is not None)
     if value is None:
-        return Hyperparameter(old.value, pinned)
-    return Hyperparameter(jnp.array(jnp.broadcast_to(jnp.asarray(value, old.value.dtype), old.value.shape)), pinned)
+        return old._replace(pinned=pinned)
+    value = jnp.array(jnp.broadcast_to(jnp.asarray(value, old.value.dtype), old.value.shape))
+    return old._replace(value=value, pinned=pinned)
 
 
 def _states_with_paths(state: Any, above: tuple[str, ...] = ()) -> Iterator[tuple[list[str], RuleState | WrapperState]]:

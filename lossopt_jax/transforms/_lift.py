@@ -57,6 +57,7 @@ from lossopt_jax.transforms._base import (
     as_member,
 )
 from lossopt_jax.transforms._rule import Constants, Rule, Slot, declare, program, range_of
+from lossopt_jax.transforms._scheduled import first_values, next_step, next_values
 from lossopt_jax.transforms._selection import run_where
 
 _LAST_STEP = 2**31 - 1
@@ -109,9 +110,7 @@ class _Lifted(GradientTransformation):
     def _memory(self, params: Any) -> tuple[jax.Array, dict[str, Any], dict[str, Hyperparameter]]:
         """The step, slots and hyperparameters of a new state."""
         step, arguments = jnp.zeros((), jnp.int32), dict(self.arguments)
-        hyperparams = {
-            name: Hyperparameter(_evaluate(arguments[name], step), jnp.zeros((), bool)) for name in self.rule.scalars
-        }
+        hyperparams = first_values(self.rule.scalars, arguments, step)
         arguments |= {name: hyper.value for name, hyper in hyperparams.items()}
 
         def make(name: str, slot: Slot) -> Any:
@@ -128,15 +127,10 @@ class _Lifted(GradientTransformation):
 
         return step, {name: make(name, slot) for name, slot in self.rule.slots.items()}, hyperparams
 
-    def _advance(self, state: Any) -> tuple[jax.Array, jax.Array, dict[str, Hyperparameter]]:
-        """The next step, its number t, and the hyperparameters of this update; a step past int32 stays there."""
-        step = jnp.where(state.step < _LAST_STEP, state.step + 1, state.step)
-        arguments = dict(self.arguments)
-        hyperparams = {}
-        for name, (value, pinned) in state.hyperparams.items():
-            if callable(arguments[name]):
-                value = jnp.where(pinned, value, _evaluate(arguments[name], state.step).astype(value.dtype))
-            hyperparams[name] = Hyperparameter(value, pinned)
+    def _advance(self, state: Any, extra: dict[str, Any]) -> tuple[jax.Array, jax.Array, dict[str, Hyperparameter]]:
+        """The next step, its number t, and the hyperparameters of this update."""
+        step = next_step(state.step)
+        hyperparams = next_values(self.name, dict(self.arguments), state.hyperparams, state.step, extra)
         return step, step.astype(default_float()), hyperparams
 
     def _shared(
@@ -190,10 +184,10 @@ class RuleTransformation(_Lifted):
     def _measures_tree(self) -> bool:
         return self.rule.lift == "treewise" and self.rule.measure is not None and self.measured is None
 
-    def _measured(self, updates: Any, state: RuleState) -> "RuleTransformation | None":
+    def _measured(self, updates: Any, state: RuleState, extra: dict[str, Any]) -> "RuleTransformation | None":
         if not (self._measures_tree and self.rule.by_leaf):
             return None
-        _, t, hyperparams = self._advance(state)
+        _, t, hyperparams = self._advance(state, extra)
         scalars = {name: hyper.value for name, hyper in hyperparams.items()}
         gradients = jax.tree.leaves(updates)
         measured = self.rule.measure(gradients, t, **scalars, **dict(self._statics))
@@ -202,7 +196,7 @@ class RuleTransformation(_Lifted):
     def _constants(self, state: RuleState, extra: dict[str, Any]) -> Constants:
         """What this update gives to every leaf alike."""
         self._check_state(state, RuleState)
-        _, t, hyperparams = self._advance(state)
+        _, t, hyperparams = self._advance(state, extra)
         scalars = {name: hyper.value for name, hyper in hyperparams.items()}
         value = self._need("value", None, state, None, extra) if "value" in self.rule.needs else None
         return Constants(t, scalars, self._shared(state, t, scalars, extra), value, self.measured)
@@ -221,9 +215,9 @@ class RuleTransformation(_Lifted):
     def _run(self, updates: Any, state: RuleState, params: Any, extra: dict[str, Any]) -> tuple[Any, RuleState]:
         self._check_state(state, RuleState)
         if self._measures_tree:
-            return self._measured(updates, state)._run(updates, state, params, extra)
+            return self._measured(updates, state, extra)._run(updates, state, params, extra)
         rule = self.rule
-        step, t, hyperparams = self._advance(state)
+        step, t, hyperparams = self._advance(state, extra)
         scalars = {name: hyper.value for name, hyper in hyperparams.items()}
         shared = self._shared(state, t, scalars, extra)
 
@@ -408,7 +402,7 @@ class WrapperTransformation(_Lifted):
     ) -> tuple[Any, WrapperState]:
         """`member` is what stands for an inner transform: a `Member`, or something that acts like one."""
         self._check_state(state, WrapperState)
-        step, t, hyperparams = self._advance(state)
+        step, t, hyperparams = self._advance(state, extra)
         scalars = {name: hyper.value for name, hyper in hyperparams.items()}
         shared = self._shared(state, t, scalars, extra)
         needs = [self._need(need, updates, state, params, extra) for need in self.rule.needs]

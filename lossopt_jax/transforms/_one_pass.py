@@ -140,7 +140,7 @@ def _tail(
     updates, before = run(0, light, updates)
     if last < start:
         seen, between = run(light, last, updates)
-        measured = members[last]._measured(seen, state[names[last]])
+        measured = members[last]._measured(seen, state[names[last]], extra)
         if measured is None:
             updates, after = run(last, start, seen)
             before, light = before | between | after, start

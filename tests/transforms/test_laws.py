@@ -27,6 +27,7 @@ FREE = {
     "get_hyperparams",
     "get_slot",
     "global_norm",
+    "inject_hyperparams",
 }
 FREE |= {"bias_correction", "leafwise", "microbatch", "set_hyperparams", "treewise", "wrapper"}
 FREE |= {f"projection_{kind}" for kind in ("box", "halfspace", "hypercube", "hyperplane", "l1_ball", "l1_sphere")}
