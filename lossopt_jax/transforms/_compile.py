@@ -69,6 +69,7 @@ class CompiledUpdate:
     """step(params, state, grads, **extra) → (params, state); see `compile_update`."""
 
     transformation: GradientTransformation
+    out_shardings: Any = dataclasses.field(default=None, compare=False)  # a tree, which has no hash
 
     def fn(self, params: Any, state: Any, grads: Any, **extra: Any) -> tuple[Any, Any]:
         """The plain function, for use inside one's own `jit` with one's own options."""
@@ -120,11 +121,12 @@ class CompiledUpdate:
             donate_argnums=(0, 1),
             static_argnums=(4, 5),
             keep_unused=True,  # a slot that is only written is donated too
+            out_shardings=self.out_shardings,
             compiler_options=cpu_compiler_options(),
         )
 
 
-def compile_update(transformation: Any) -> CompiledUpdate:
+def compile_update(transformation: Any, out_shardings: Any = None) -> CompiledUpdate:
     """Compile a transform and the addition of its updates into one pass over memory.
 
     `step(params, state, grads, **extra) → (params, state)`. Parameters and state are **donated**: they are updated in
@@ -133,6 +135,9 @@ def compile_update(transformation: Any) -> CompiledUpdate:
 
     Args:
       transformation: any transform, another library's included.
+      out_shardings: those of (params, state), as `jax.jit` takes them. None lets XLA choose: they stay as they are
+        where slots are sharded as their parameters. Slots that are sharded further (`lo.training.state_sharding` with a
+        `zero_axis`) would draw their parameters after them.
 
     Raises:
       ValueError: one array in two places of (params, state, grads); nothing has been consumed then.
@@ -146,4 +151,4 @@ def compile_update(transformation: Any) -> CompiledUpdate:
       >>> params["w"]
       Array([0.5, 0.5, 0.5], dtype=float32)
     """
-    return CompiledUpdate(as_transformation("compile_update", transformation))
+    return CompiledUpdate(as_transformation("compile_update", transformation), out_shardings)
