@@ -18,6 +18,7 @@ from lossopt_jax.transforms import (
     masked,
     master_weights,
     named_chain,
+    offload_state,
     pack_small,
     partition,
     set_hyperparams,

@@ -170,6 +170,7 @@ TRANSFORMS = {
     "multi_steps": Row(lambda x: T.multi_steps(O.adam(x), 2), "learning_rate", 0.1, 0.01),
     "named_chain": Row(lambda x: lo.named_chain(("a", T.trace(0.9)), ("b", O.sgd(x))), "learning_rate", 0.1, 0.01),
     "normalize_by_update_norm": Row(T.normalize_by_update_norm, "scale_factor", 2.0, 0.5),
+    "offload_state": Row(lambda x: lo.offload_state(O.adamw(x), 4), "learning_rate", 0.1, 0.01),
     "pack_small": Row(lambda x: lo.pack_small(O.adamw(x), 12), "learning_rate", 0.1, 0.01),
     "partition": Row(
         lambda x: lo.partition({"matrix": T.scale_by_rms(x), "rest": O.sgd(1.0)}, by_rank), "decay", 0.9, 0.5

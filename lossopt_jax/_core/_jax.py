@@ -1,5 +1,6 @@
 """The only place that looks at JAX's version, backend names and compiler flags."""
 
+import functools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -89,6 +90,41 @@ def cpu_compiler_options() -> dict[str, bool]:
     if jax.default_backend() != "cpu":
         return {}
     return {"xla_cpu_copy_insertion_use_region_analysis": True}
+
+
+HOST_MEMORY = "pinned_host"
+
+
+@functools.lru_cache
+def _leaves_in_host_memory(platform: str) -> bool:
+    """By trying: a memory may be listed that no program writes to, as XLA:CPU's in jax 0.7."""
+    kinds = {memory.kind for memory in jax.devices(platform)[0].addressable_memories()}
+    if HOST_MEMORY not in kinds:
+        return False
+    with jax.ensure_compile_time_eval():
+        kept = jax.device_put(jnp.zeros((), device=jax.devices(platform)[0]), jax.memory.Space.Host)
+    return kept.sharding.memory_kind == HOST_MEMORY
+
+
+def keeps_host_memory() -> bool:
+    """Whether programs of the default backend leave arrays in the memory of the host if told to."""
+    return _leaves_in_host_memory(jax.default_backend())
+
+
+def in_host_memory(array: jax.Array) -> jax.Array:
+    """The array in the memory of the host, its sharding as it was; inside programs too."""
+    if not is_tracer(array) and rests_in_host_memory(array):
+        return array  # which would be copied
+    return jax.device_put(array, jax.memory.Space.Host)
+
+
+def in_device_memory(array: jax.Array) -> jax.Array:
+    """The array where it can be calculated with."""
+    return jax.device_put(array, jax.memory.Space.Device)
+
+
+def rests_in_host_memory(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and jax.typeof(leaf).memory_space is jax.memory.Space.Host
 
 
 def pallas_modules(platform: str) -> tuple[Any, Any]:

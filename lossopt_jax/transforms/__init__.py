@@ -90,6 +90,7 @@ from lossopt_jax.transforms._line_search import (
 from lossopt_jax.transforms._linear_algebra import matrix_inverse_pth_root, nnls, power_iteration
 from lossopt_jax.transforms._microbatching import microbatch
 from lossopt_jax.transforms._monitoring import measure_update, measure_with_ema, monitor, snapshot
+from lossopt_jax.transforms._offload import offload_state
 from lossopt_jax.transforms._packing import pack_small
 from lossopt_jax.transforms._parameter_averages import (
     averaged_params,

@@ -18,6 +18,7 @@ from lossopt_jax._core import (
     on_one_cpu,
 )
 from lossopt_jax.transforms._base import GradientTransformation, apply_leaf, as_transformation
+from lossopt_jax.transforms._offload import OffloadState
 from lossopt_jax.transforms._one_pass import run_by_leaf
 
 
@@ -39,6 +40,10 @@ def run_and_apply(
         that it measures; and True for going through it in blocks, in one pass over memory, in programs on one CPU,
         compiled with `cpu_compiler_options`.
     """
+    if isinstance(transformation, OffloadState):
+        state, inner = transformation.fetched(state), transformation.inner
+        after, new = run_and_apply(inner, params, state, grads, extra, ok=ok, blocks=blocks)
+        return after, transformation.sent(new)
     transformation._check_extra(extra)
     flow = transformation._enter(grads, params)
     if blocks is not None:
@@ -78,6 +83,8 @@ class CompiledUpdate:
     def __call__(self, params: Any, state: Any, grads: Any, **extra: Any) -> tuple[Any, Any]:
         if holds_tracers((params, state, grads, extra)):
             return self.fn(params, state, grads, **extra)
+        if isinstance(self.transformation, OffloadState):
+            state = self.transformation.sent(state)  # XLA:CPU ends the process if memory of the other kind is donated
         functions = tuple((name, value) for name, value in extra.items() if callable(value))
         arrays = {name: value for name, value in extra.items() if not callable(value)}
         rest = state, grads, arrays, functions, on_one_cpu((params, state, grads))

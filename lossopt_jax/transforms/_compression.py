@@ -8,6 +8,7 @@ from lossopt_jax.transforms._base import GradientTransformation, as_transformati
 from lossopt_jax.transforms._chain import Chain
 from lossopt_jax.transforms._groups import Masked, Partition
 from lossopt_jax.transforms._lift import RuleTransformation, WrapperTransformation
+from lossopt_jax.transforms._offload import OffloadState
 from lossopt_jax.transforms._packing import PackSmall
 from lossopt_jax.transforms._registry import registry
 
@@ -22,7 +23,7 @@ def _storing(tx: GradientTransformation, kind: str) -> GradientTransformation:
         tx = dataclasses.replace(tx, storage=kind)
     if isinstance(tx, Chain | WrapperTransformation):
         return dataclasses.replace(tx, members=tuple(_storing(member, kind) for member in tx.members))
-    if isinstance(tx, Masked | PackSmall):
+    if isinstance(tx, Masked | OffloadState | PackSmall):
         return dataclasses.replace(tx, inner=_storing(tx.inner, kind))
     if isinstance(tx, Partition):
         return dataclasses.replace(tx, groups=tuple((label, _storing(member, kind)) for label, member in tx.groups))

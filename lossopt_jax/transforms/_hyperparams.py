@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lossopt_jax._core import Range, check_scalar, complaint, none_is_leaf
+from lossopt_jax._core import Range, check_scalar, complaint, in_device_memory, none_is_leaf, rests_in_host_memory
 from lossopt_jax.kernels import loaded
 from lossopt_jax.transforms._base import Hyperparameter, RuleState, WrapperState
 from lossopt_jax.transforms._registry import registry
@@ -136,18 +136,23 @@ def states_in(state: Any) -> Iterator[tuple[str, RuleState | WrapperState]]:
         yield path[-1] if path and path[-1] != "inner" else "", node
 
 
+def fetched(tree: Any) -> Any:
+    """A tree with what rests on the host brought where it can be calculated with."""
+    return jax.tree.map(lambda x: in_device_memory(x) if rests_in_host_memory(x) else x, tree)
+
+
 def get_slot(state: Any, name: str) -> Any:
     """A slot as a tree of the parameters: `get_slot(state, "mu")`, or `"scale_by_adam/mu"` where two rules have one.
 
     Groups of a `partition` are put together again; leaves without the slot are None. What `compress_state` keeps in
-    few bits is decoded.
+    few bits is decoded, and what `offload_state` keeps on the host is fetched.
 
     Raises:
       ValueError: no such slot, or several rules that have one; the message lists what there is.
     """
     rule, _, slot = name.rpartition("/")
     nodes = [(owner, node.slots) for owner, node in states_in(state) if rule in ("", owner)]
-    found = [(owner, loaded(slots[slot])) for owner, slots in nodes if slot in slots]
+    found = [(owner, loaded(fetched(slots[slot]))) for owner, slots in nodes if slot in slots]
     owners = {owner for owner, _ in found}
     if len(owners) != 1:
         every = sorted({f"{owner}/{own}".lstrip("/") for owner, node in states_in(state) for own in node.slots})

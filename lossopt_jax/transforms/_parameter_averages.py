@@ -22,7 +22,7 @@ from lossopt_jax._core import (
     leaf_paths,
     none_is_leaf,
 )
-from lossopt_jax.transforms._hyperparams import states_in
+from lossopt_jax.transforms._hyperparams import fetched, states_in
 from lossopt_jax.transforms._lift import wrapper
 from lossopt_jax.transforms._precision import nearest
 from lossopt_jax.transforms._registry import registry
@@ -227,6 +227,7 @@ def averaged_params(state: Any, params: Any) -> Any:
     """
     found = [node.slots["average"] for _, node in states_in(state) if {"average", "points"} <= set(node.slots)]
     leaves, treedef = jax.tree.flatten(params, is_leaf=none_is_leaf)
+    found = fetched(found)
     for average in found:
         if jax.tree.structure(average, is_leaf=none_is_leaf) != treedef:
             gap = first_difference(average, params)

@@ -26,6 +26,7 @@ import jax.numpy as jnp
 from lossopt_jax._core import NONNEGATIVE, UNIT, Scalar, as_compute, complaint, dtype_of, map_arrays, none_is_leaf
 from lossopt_jax.transforms._base import GradientTransformation, RuleState
 from lossopt_jax.transforms._chain import chain
+from lossopt_jax.transforms._hyperparams import fetched
 from lossopt_jax.transforms._lift import elementwise, wrapper
 from lossopt_jax.transforms._registry import registry
 from lossopt_jax.transforms._rule import Slot
@@ -163,7 +164,7 @@ def _eval_params(where: str, state: Any, params: Any) -> Any:
         params = map_arrays(
             lambda y, e, behind=behind: (as_compute(y) - behind.astype(e.dtype) * e).astype(dtype_of(y)),
             params,
-            slots["ahead"],
+            fetched(slots["ahead"]),
         )
     return params
 

@@ -395,7 +395,7 @@ def test_sharding_is_kept_and_changes_nothing(row, wrap):
 ELEMENTWISE = {
     name: row
     for name, row in ROWS.items()
-    if name not in ("masked", "partition") and lifts(row.build(row.value)) == {"elementwise"}
+    if name not in ("masked", "offload_state", "partition") and lifts(row.build(row.value)) == {"elementwise"}
 }
 
 
@@ -841,7 +841,12 @@ def test_a_global_norm_refuses_a_group(wrap):  # NUMERICS O24
     np.testing.assert_allclose(T.global_norm(updates), 2**0.5, rtol=1e-6)
 
 
-OUTERMOST = {"kahan": T.kahan, "master_weights": lo.master_weights, "stochastic_rounding": lo.stochastic_rounding}
+OUTERMOST = {
+    "kahan": T.kahan,
+    "master_weights": lo.master_weights,
+    "offload_state": lo.offload_state,
+    "stochastic_rounding": lo.stochastic_rounding,
+}
 
 
 @pytest.mark.parametrize("wrapper", OUTERMOST.values(), ids=OUTERMOST)
