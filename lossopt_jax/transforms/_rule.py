@@ -74,14 +74,20 @@ class Slot:
     def compressible(self) -> bool:
         return self.shape == "param" and self.per == "leaf" and self.dtype is None and not self.exact
 
+    def axes(self, shape: tuple[int, ...], arguments: dict[str, Any]) -> Axes | list[Axes] | None:
+        """The axes along which the slot of a leaf runs; of each array, where it is several."""
+        if callable(self.shape):
+            return self.shape(shape, arguments)
+        return tuple(range(len(shape))) if self.shape == "param" else ()
+
     def make(self, parameter: Any, arguments: dict[str, Any]) -> Any:
         """The initial slot of one leaf, or of the tree."""
         fill = arguments[self.fill] if isinstance(self.fill, str) else self.fill
         if self.per == "tree" and callable(fill):
             return jax.tree.map(lambda x: jnp.array(x, copy=True), fill(parameter, arguments))
         if self.per == "tree":
-            axes = self.shape((), arguments) if callable(self.shape) else ()
-            return jnp.array(jnp.full(tuple(map(int, axes)), fill, self.dtype or default_float()), copy=True)
+            own = self.axes((), arguments)
+            return jnp.array(jnp.full(tuple(map(int, own)), fill, self.dtype or default_float()), copy=True)
         own = dtype_of(parameter)
         dtype = own if self.dtype == "param" else self.dtype or compute_dtype(own)
         if is_complex(parameter) and not callable(fill):  # which rules see as two real arrays
@@ -91,7 +97,7 @@ class Slot:
             return None if value is None else jnp.array(value, dtype, copy=True)
         if self.shape == "param":  # full_like keeps the parameter's sharding
             return jnp.full_like(parameter, fill, dtype=dtype)
-        axes = () if self.shape == "leaf" else self.shape(jnp.shape(parameter), arguments)
+        axes = self.axes(jnp.shape(parameter), arguments)
         if isinstance(axes, list):
             return tuple(_fresh(part, parameter, fill, dtype) for part in axes)
         return None if axes is None else _fresh(axes, parameter, fill, dtype)
