@@ -178,9 +178,10 @@ def test_groups_of_small_leaves_lie_on_every_device():
         mu = lo.get_slot(state_sharding(tx, params, zero_axis=zero), "mu")
         assert specs_of(mu.packed) == (P(),)
         assert mu.whole["w"].spec == P("data", zero) if zero else P("data")
-    groups = lo.partition({"some": tx, "one": O.sgd(0.1)}, {"w": "one", "a": "some", "b": "some"})
-    inside = state_sharding(groups, params)
-    assert jax.tree.structure(inside) == jax.tree.structure(jax.eval_shape(groups.init, params))
+    groups = lo.partition({"some": tx, "one": O.sgd(0.1)}, {"w": "one", "a": "some", "b": "some", "c": "one"})
+    more = params | {"c": params["a"]}  # as small, and of another group
+    inside = state_sharding(groups, more)
+    assert jax.tree.structure(inside) == jax.tree.structure(jax.eval_shape(groups.init, more))
     shardings = state_sharding(tx, params)
     step = lo.compile_update(tx, out_shardings=(shardings_of(specs), shardings))
     after, state = step(params, jax.jit(tx.init, out_shardings=shardings)(params), placed(some(shapes, 1), specs))
