@@ -142,8 +142,10 @@ def state_sharding(
       >>> mesh = jax.sharding.AbstractMesh((4, 2), ("data", "model"))
       >>> params = {"w": jax.ShapeDtypeStruct((64, 32), "float32", sharding=NamedSharding(mesh, P(None, "model")))}
       >>> tx = lo.optimizers.adam(1e-3)
-      >>> [lo.get_slot(lo.training.state_sharding(tx, params, zero_axis=z), "mu")["w"].spec for z in (None, "data")]
-      [P(None, 'model'), P('data', 'model')]
+      >>> tuple(lo.get_slot(lo.training.state_sharding(tx, params), "mu")["w"].spec)
+      (None, 'model')
+      >>> tuple(lo.get_slot(lo.training.state_sharding(tx, params, zero_axis="data"), "mu")["w"].spec)
+      ('data', 'model')
 
     Source: ZeRO stage 1: Rajbhandari et al. 2020, arXiv:1910.02054.
     """
