@@ -69,7 +69,6 @@ from lossopt_jax.transforms._history import clip_by_norm_quantile, skip_spikes
 from lossopt_jax.transforms._hyperball import hyperball
 from lossopt_jax.transforms._hypergradient import hypergradient
 from lossopt_jax.transforms._hyperparams import get_hyperparams, get_measurements, get_slot, set_hyperparams
-from lossopt_jax.transforms._hyperparams import get_hyperparams, get_slot, set_hyperparams
 from lossopt_jax.transforms._injection import inject_hyperparams
 from lossopt_jax.transforms._iterates import scale_by_asgd, scale_by_ftrl, scale_by_madgrad
 from lossopt_jax.transforms._layerwise import (

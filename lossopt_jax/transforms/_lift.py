@@ -60,16 +60,7 @@ from lossopt_jax.transforms._rule import Constants, Rule, Slot, declare, program
 from lossopt_jax.transforms._scheduled import first_values, next_step, next_values
 from lossopt_jax.transforms._selection import run_where
 
-_LAST_STEP = 2**31 - 1
 FORWARD = "forward_extra_args"  # the argument that says so of the functions among a rule's arguments
-
-
-def _evaluate(value: Any, step: jax.Array) -> jax.Array:
-    """A hyperparameter's value at a step: itself, or what its schedule says."""
-    if not callable(value):
-        return as_default_float(value)
-    with standard_promotion():
-        return as_default_float(value(step))
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
