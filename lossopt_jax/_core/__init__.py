@@ -54,5 +54,4 @@ from lossopt_jax._core._jax import (
 from lossopt_jax._core._random import leaf_seed, random_bits, random_normal
 from lossopt_jax._core._registry import Registry
 from lossopt_jax._core._trees import check_real_leaves, first_difference, leaf_paths, map_arrays, none_is_leaf
-from lossopt_jax._core._types import Scalar, accepts_keyword, comparable
-from lossopt_jax._core._types import StatefulSchedule
+from lossopt_jax._core._types import Scalar, StatefulSchedule, accepts_keyword, comparable
