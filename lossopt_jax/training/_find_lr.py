@@ -106,6 +106,7 @@ def find_lr(
         raise ValueError(complaint("find_lr", "the optimizer", "hold a learning_rate in its state", "none", remedy))
     x, y, size = as_examples("find_lr", data)
     batch_size = min(size, check_batch_size("find_lr", batch_size))
+    state = program.settled(state)
     rates, raw, smooth, alive = jax.device_get(
         program.range_test(state, x, y, low, high, smoothing, divergence, jnp.uint32(seed), steps, batch_size)
     )

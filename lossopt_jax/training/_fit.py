@@ -46,7 +46,7 @@ def fit(
     if validation_split and validation_data is not None:
         raise ValueError(complaint("fit", "validation", "be said once", "validation_data and validation_split"))
     # the caller's state stays alive; the copies are donated from epoch to epoch
-    state = jax.tree.map(jnp.copy, state)._replace(seed=jnp.asarray(seed, jnp.uint32))
+    state = jax.tree.map(jnp.copy, program.settled(state))._replace(seed=jnp.asarray(seed, jnp.uint32))
     if not isinstance(data, tuple):
         run = _over_batches(program, data, validation_data, validation_split)
         return _epochs(program, state, run, epochs, callbacks, progress, ahead=0)

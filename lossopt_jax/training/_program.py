@@ -84,6 +84,7 @@ class Program:
         x, y, _ = as_examples("train_step", batch)
         if holds_tracers((state, x, y)):
             return self._step(state, x, y)
+        state = self.settled(state)
         if donate:
             return self._donating_step(state, x, y, on_one_cpu((state, x, y)))
         return self._keeping_step(state, x, y)
@@ -188,6 +189,10 @@ class Program:
             *(f"metric     {name}: {metric!r}" for name, metric in self.metrics.items()),
         ]
         return "\n".join([*lines, *(f"asked      {name}={value}" for name, value in self.asked)])
+
+    def settled(self, state: TrainState) -> TrainState:
+        """A state, perhaps from a checkpoint, with the optimizer's arrays in the memory where steps leave them."""
+        return state._replace(opt_state=self.optimizer._settled(state.opt_state))
 
     @functools.cached_property
     def model(self) -> _steps.Model:

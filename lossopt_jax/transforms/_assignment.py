@@ -142,7 +142,8 @@ def hungarian_algorithm(cost_matrix: Any) -> tuple[jax.Array, jax.Array]:
       >>> print(i, j, cost[i, j].sum())
       [0 1 3] [0 2 1] 15
 
-    Differs from: optax, which leaves the order of pairs open, and where costs that forbid all assignments never end.
+    Differs from: optax, which leaves the order of pairs open, and whose `base_hungarian_algorithm` never ends where
+      costs forbid every assignment.
     Source: Jonker & Volgenant 1987, doi:10.1007/BF02278710; Crouse 2016, doi:10.1109/TAES.2016.140952.
     """
     where = "hungarian_algorithm"

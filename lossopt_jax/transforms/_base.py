@@ -136,6 +136,10 @@ class GradientTransformation:
         """Itself with what it measures of the whole tree held, if that is all that keeps leaves together."""
         return None
 
+    def _settled(self, state: Any) -> Any:
+        """A state from elsewhere, such as a checkpoint, with each array in the kind of memory that `update` returns."""
+        return state
+
     @property
     def name(self) -> str:
         """The name under which a chain keeps this member's state."""

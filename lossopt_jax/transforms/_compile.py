@@ -83,8 +83,7 @@ class CompiledUpdate:
     def __call__(self, params: Any, state: Any, grads: Any, **extra: Any) -> tuple[Any, Any]:
         if holds_tracers((params, state, grads, extra)):
             return self.fn(params, state, grads, **extra)
-        if isinstance(self.transformation, OffloadState):
-            state = self.transformation.sent(state)  # XLA:CPU ends the process if memory of the other kind is donated
+        state = self.transformation._settled(state)  # XLA:CPU ends the process if memory of another kind is donated
         functions = tuple((name, value) for name, value in extra.items() if callable(value))
         arrays = {name: value for name, value in extra.items() if not callable(value)}
         rest = state, grads, arrays, functions, on_one_cpu((params, state, grads))

@@ -28,6 +28,7 @@ from lossopt_jax.transforms._clipping import global_norm
 from lossopt_jax.transforms._lift import wrapper
 from lossopt_jax.transforms._registry import registry
 from lossopt_jax.transforms._rule import Slot
+from lossopt_jax.transforms._scheduled import next_step
 
 
 def _shapes(params: Any, raised: bool = False) -> Any:
@@ -125,7 +126,7 @@ class MeasureWithEma(GradientTransformation):
         return MeasureState(jnp.zeros((), jnp.int32), ema)
 
     def _run(self, updates: Any, state: MeasureState, params: Any, extra: dict[str, Any]) -> tuple[Any, MeasureState]:
-        step = jnp.maximum(state.step + 1, state.step)  # one past int32 stays there
+        step = next_step(state.step)
 
         def average(old: jax.Array, x: Any) -> jax.Array | None:
             if x is None:  # no gradient of this leaf in this step
@@ -214,7 +215,7 @@ def _zeros(params: Any, arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_types(name: str, new: Any, old: Any) -> None:
-    """Another library's measure must keep the types of its state, which is cast to what it was."""
+    """A measure, which may be another library's, must keep the types of its state."""
     types = [jax.tree.map(lambda x: (jnp.shape(x), dtype_of(x)), tree) for tree in (old, new)]
     if types[0] != types[1]:
         remedy = "use lo.transforms.measure_with_ema"

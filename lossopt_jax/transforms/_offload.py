@@ -52,6 +52,9 @@ class OffloadState(GradientTransformation):
         """The state where it rests."""
         return jax.tree.map(lambda x: in_host_memory(x) if self.moves(jnp.size(x)) else x, state)
 
+    def _settled(self, state: Any) -> Any:
+        return self.sent(state)
+
     def _init(self, params: Any) -> Any:
         return self.sent(self.inner._init(params))
 
@@ -86,9 +89,9 @@ def offload_state(inner: Any, min_leaf_size: int = 1 << 16) -> GradientTransform
 
     `jax.jit(tx.init)` loses the sharding as ever; with `out_shardings=lo.training.state_sharding(tx, params)`, which
     knows what rests on the host, it does not. A state restored from a checkpoint belongs there too:
-    `jax.device_put(state, shardings)`. `compile_update` sends it by itself, but a `scan` refuses to carry what goes in
-    from one memory and comes out in the other, and XLA:CPU ends the process if another program is given it as donated
-    memory.
+    `jax.device_put(state, shardings)`. `compile_update` and what `lo.compile` makes send it by themselves, but a `scan`
+    refuses to carry what goes in from one memory and comes out in the other, and XLA:CPU ends the process if another
+    program is given it as donated memory.
 
     Args:
       inner: any transform; also one that is outermost.

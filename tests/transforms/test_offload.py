@@ -228,6 +228,28 @@ def test_a_program_trains_with_it():
     np.testing.assert_allclose(results[0][1], results[1][1], rtol=1e-6)
 
 
+@pytest.mark.parametrize("how", ["train_step", "arrays", "batches", "find_lr"])
+def test_a_program_takes_a_state_from_a_checkpoint(how):
+    """All on the device, which a donating program or a scan would not survive."""
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(32, 8)), jnp.float32)
+    y = x @ jnp.ones((8, 1))
+    results = []
+    for optimizer in (O.adam(0.1), lo.offload_state(O.adam(0.1), 4)):
+        program = lo.compile(lambda params, x: x @ params["w"], optimizer=optimizer, loss="mse")
+        state = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), program.init({"w": jnp.zeros((8, 1))}))
+        if how == "find_lr":
+            results.append(lo.training.find_lr(program, state, (x, y), steps=10).losses)
+            continue
+        if how == "train_step":
+            state, _ = program.train_step(state, (x, y))
+        else:
+            state, _ = program.fit(state, (x, y) if how == "arrays" else [(x, y)], progress=False)
+        results.append(state.params["w"])
+    np.testing.assert_allclose(*results, rtol=1e-6)
+    if how != "find_lr":
+        assert kinds(state.opt_state) == expected_kinds(state.opt_state, 4)
+
+
 def test_foreign_states_rest_there_too():
     optax = pytest.importorskip("optax", reason="the foreign library")
     tx, (params, grads) = lo.offload_state(optax.adam(0.1), 100), (some(0), some(1))
