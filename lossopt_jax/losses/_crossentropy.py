@@ -5,9 +5,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lossopt_jax._core import concrete
+from lossopt_jax._core import Scalar, concrete
 from lossopt_jax.losses._arithmetic import event_mean, guarded_product
-from lossopt_jax.losses._lift import loss
+from lossopt_jax.losses._lift import Labels, Mask, Reals, loss
 from lossopt_jax.losses._softmax import softmax, surprise_of_label
 
 
@@ -15,17 +15,8 @@ def _smooth(weights: jax.Array, amount: Any, outcomes: Any, where: Any = None) -
     """y (1 − α) + α / K, where the excluded of the K classes get nothing."""
     if concrete(amount) and amount == 0:
         return weights
-    alpha = jnp.asarray(amount, weights.dtype)
-    share = alpha / outcomes
-    return weights * (1 - alpha) + (share if where is None else jnp.where(where, share, 0.0))
-
-
-def _examples(labels: jax.Array, classes: int, ignore_index: Any, dtype: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Which examples count; labels that can be looked up; 1 per example, 0 if it is ignored, NaN if it has no class."""
-    keep = jnp.ones(labels.shape, bool) if ignore_index is None else labels != ignore_index
-    valid = (labels >= 0) & (labels < classes)
-    weight = jnp.where(keep, jnp.where(valid, 1.0, jnp.nan), 0.0).astype(dtype)
-    return keep, jnp.where(valid, labels, 0), weight
+    share = amount / outcomes
+    return weights * (1 - amount) + (share if where is None else jnp.where(where, share, 0.0))
 
 
 @jax.custom_jvp
@@ -56,8 +47,8 @@ def _expected(weights: jax.Array, surprise: jax.Array, axis: int, keepdims: bool
     return jnp.sum(guarded_product(weights, surprise), axis, keepdims=keepdims)
 
 
-@loss("BCEWithLogitsLoss", task="binary", event=False, logits=True)
-def sigmoid_binary_cross_entropy(logits: Any, labels: Any, label_smoothing: Any = 0.0):
+@loss("BCEWithLogitsLoss", task="binary", event=0, logits=True)
+def sigmoid_binary_cross_entropy(logits: Reals, labels: Reals, label_smoothing: Scalar = 0.0):
     """Cross entropy of independent yes-or-no outcomes, from logits, of each element.
 
         L(z, y) = −y log σ(z) − (1−y) log σ(−z) = |z| w + log1p(e^−|z|),      w = y if z < 0, else 1−y
@@ -88,8 +79,8 @@ def sigmoid_binary_cross_entropy(logits: Any, labels: Any, label_smoothing: Any 
     return guarded_product(against, size) + jnp.log1p(jnp.exp(-size))
 
 
-@loss("bce", "binary_cross_entropy", "BCELoss", task="binary", event=True, logits=None)
-def binary_crossentropy(probabilities: Any, targets: Any, from_logits: bool = False, label_smoothing: Any = 0.0):
+@loss("bce", "binary_cross_entropy", "BCELoss", task="binary", event=1, logits=None)
+def binary_crossentropy(probabilities: Reals, targets: Reals, from_logits: bool = False, label_smoothing: Scalar = 0.0):
     """Cross entropy of yes-or-no outcomes, averaged over the last axis.
 
         binary_crossentropy(p, y) = 1/D Σ_d −y_d log p_d − (1−y_d) log(1−p_d)
@@ -124,8 +115,10 @@ def binary_crossentropy(probabilities: Any, targets: Any, from_logits: bool = Fa
     return event_mean(y * _surprise(p, q) + (1 - y) * _surprise(q, p))
 
 
-@loss(task="categorical", event=True, logits=True)
-def softmax_cross_entropy(logits: Any, labels: Any, axis: int = -1, where: Any = None, label_smoothing: Any = 0.0):
+@loss(task="categorical", event=1, logits=True)
+def softmax_cross_entropy(
+    logits: Reals, labels: Reals, axis: int = -1, where: Mask = None, label_smoothing: Scalar = 0.0
+):
     """Cross entropy of one choice among classes, from logits and one weight per class.
 
         L(z, t) = −Σ_j t_j log softmax(z)_j,      0 · ∞ = 0
@@ -164,13 +157,13 @@ def _count(where: jax.Array, axis: int, dtype: Any) -> jax.Array:
     return jnp.maximum(jnp.sum(where, axis, keepdims=True), 1).astype(dtype)
 
 
-@loss("CrossEntropyLoss", task="sparse", event=True, logits=True)
+@loss("CrossEntropyLoss", task="sparse", event=1, logits=True)
 def softmax_cross_entropy_with_integer_labels(
-    logits: Any,
-    labels: Any,
+    logits: Reals,
+    labels: Labels,
     axis: int = -1,
-    where: Any = None,
-    label_smoothing: Any = 0.0,
+    where: Mask = None,
+    label_smoothing: Scalar = 0.0,
     ignore_index: int | None = None,
 ):
     """Cross entropy of one choice among classes, from logits and the index of the class.
@@ -204,25 +197,21 @@ def softmax_cross_entropy_with_integer_labels(
     `CrossEntropyLoss` averages over the batch and has ignore_index −100 by default.
     """
     labels = jnp.expand_dims(labels, axis)
-    keep, labels, weight = _examples(labels, logits.shape[axis], ignore_index, logits.dtype)
     if where is not None:
-        keep &= jnp.any(where, axis, keepdims=True)
-        weight = jnp.where(keep, weight, 0.0)
-        logits = jnp.where(where, logits, -jnp.inf)
-    logits = jnp.where(keep, logits, 0.0)
-    value = weight * surprise_of_label(logits, labels, axis)
+        some = jnp.any(where, axis, keepdims=True)
+        logits = jnp.where(some, jnp.where(where, logits, -jnp.inf), 0.0)
+    value = surprise_of_label(logits, labels, axis)
     if not concrete(label_smoothing) or label_smoothing != 0:
-        alpha = jnp.asarray(label_smoothing, logits.dtype)
         even = jnp.ones_like(logits) if where is None else where.astype(logits.dtype)
-        even = even * (weight / jnp.maximum(jnp.sum(even, axis, keepdims=True), 1))
+        even = even / jnp.maximum(jnp.sum(even, axis, keepdims=True), 1)
         spread = _expected(even, softmax(logits, axis)[0], axis, keepdims=True)
-        value = guarded_product(1 - alpha, value) + guarded_product(alpha, spread)
-    return jnp.squeeze(value, axis)
+        value = guarded_product(1 - label_smoothing, value) + guarded_product(label_smoothing, spread)
+    return jnp.squeeze(value if where is None else jnp.where(some, value, 0.0), axis)
 
 
-@loss("cce", task="categorical", event=True, logits=None)
+@loss("cce", task="categorical", event=1, logits=None)
 def categorical_crossentropy(
-    probabilities: Any, targets: Any, from_logits: bool = False, label_smoothing: Any = 0.0, axis: int = -1
+    probabilities: Reals, targets: Reals, from_logits: bool = False, label_smoothing: Scalar = 0.0, axis: int = -1
 ):
     """Cross entropy of one choice among classes, from probabilities and one weight per class.
 
@@ -257,9 +246,9 @@ def categorical_crossentropy(
     return _expected(weights, surprise, axis)
 
 
-@loss("scce", task="sparse", event=True, logits=None)
+@loss("scce", task="sparse", event=1, logits=None)
 def sparse_categorical_crossentropy(
-    probabilities: Any, labels: Any, from_logits: bool = False, axis: int = -1, ignore_index: int | None = None
+    probabilities: Reals, labels: Labels, from_logits: bool = False, axis: int = -1, ignore_index: int | None = None
 ):
     """Cross entropy of one choice among classes, from probabilities and the index of the class.
 
@@ -289,12 +278,10 @@ def sparse_categorical_crossentropy(
     Differs from: Keras, which divides each row by its sum, clips at 1e-7, and gives 0 for a label that is no class.
     """
     labels = jnp.expand_dims(labels, axis)
-    keep, labels, weight = _examples(labels, probabilities.shape[axis], ignore_index, probabilities.dtype)
-    predictions = jnp.where(keep, probabilities, 0.0)
     if from_logits:
-        surprise = surprise_of_label(predictions, labels, axis)
+        surprise = surprise_of_label(probabilities, labels, axis)
     else:
         # Every class must be a probability, or logits would pass for one.
-        surprise = jnp.take_along_axis(_negative_log(predictions), labels, axis)
-        surprise = surprise + 0.0 * jnp.sum(_negative_log(predictions), axis, keepdims=True)
-    return jnp.squeeze(weight * surprise, axis)
+        surprise = jnp.take_along_axis(_negative_log(probabilities), labels, axis)
+        surprise = surprise + 0.0 * jnp.sum(_negative_log(probabilities), axis, keepdims=True)
+    return jnp.squeeze(surprise, axis)

@@ -1,25 +1,39 @@
 """The lift of losses: a few lines of maths on checked float arrays become a public, registered loss.
 
-    @loss("mse", task="regression", event=True, logits=False)
-    def mean_squared_error(predictions, targets):
-        return event_mean((predictions - targets) ** 2)
+    @loss("Huber", task="regression", event=0, logits=False)
+    def huber_loss(predictions: Reals, targets: Reals = None, *, delta: Annotated[Scalar, POSITIVE] = 1.0):
+        size = jnp.abs(predictions - targets)
+        return jnp.where(size <= delta, 0.5 * size * size, delta * (size - 0.5 * delta))
 
-The maths sees predictions and targets as float32, or float64 where either is; their shapes agree, `axis` is not
-negative and holds at least one class, class labels are int32 or int64. Everything else is done here, once: lists,
-dtypes, options, shape errors, and the values of what is concrete.
+The annotations say what each argument is. The maths sees float arrays as float32, or float64 where one of them is; of
+one shape, or without the class axis, or one number per class; class labels as int32 or int64 that can be looked up;
+scalars in the same dtype; `axis` not negative and with at least one class. Everything else is done here, once: lists,
+dtypes, options, shape errors, and values: a concrete one out of range raises, a traced one makes its example NaN, in
+value and gradient.
 """
 
 import dataclasses
 import functools
 import inspect
+import math
+import typing
 from collections.abc import Callable
-from typing import Any, Literal, ParamSpec
+from typing import Annotated, Any, Literal, NamedTuple, ParamSpec, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lossopt_jax._core import Registry, as_compute, check_scalar, complaint, concrete
+from lossopt_jax._core import (
+    Range,
+    Registry,
+    Scalar,
+    as_compute,
+    bound_arguments,
+    check_scalar,
+    complaint,
+    concrete,
+)
 
 Options = ParamSpec("Options")
 
@@ -27,54 +41,124 @@ registry = Registry("loss")
 
 
 @dataclasses.dataclass(frozen=True)
+class Values:
+    """What an array argument is; an annotation of the maths.
+
+    kind: "float"; "label" for class indices: integers, of the first argument's shape without the class axis; "mask"
+      for bool.
+    shape: "same" as the first argument, "label" for its shape without the class axis, "class" for one per class.
+    low, high: the interval its values must be in; `open` leaves out low itself.
+    """
+
+    kind: Literal["float", "label", "mask"] = "float"
+    shape: Literal["same", "label", "class"] = "same"
+    low: float = -math.inf
+    high: float = math.inf
+    open: bool = False
+
+    @property
+    def words(self) -> str:
+        """The interval as a message says it."""
+        if self.high < math.inf:
+            return f"be in {'(' if self.open else '['}{self.low:g}, {self.high:g}]"
+        return f"be {'>' if self.open else '≥'} {self.low:g}"
+
+    def holds(self, values: Any) -> Any:
+        """Where values are in the interval, NaN among them: that speaks for itself."""
+        below = values <= self.low if self.open else values < self.low
+        return ~(below & (self.low > -math.inf)) & ~(values > self.high)
+
+
+Reals: TypeAlias = Annotated[Any, Values()]
+Positive: TypeAlias = Annotated[Any, Values(low=0, open=True)]
+Nonnegative: TypeAlias = Annotated[Any, Values(low=0)]
+Unit: TypeAlias = Annotated[Any, Values(low=0, high=1)]
+Labels: TypeAlias = Annotated[Any, Values("label", "label")]
+Mask: TypeAlias = Annotated[Any, Values("mask")]
+PerClass: TypeAlias = Annotated[Any, Values(shape="class", low=0)]
+
+
+@dataclasses.dataclass(frozen=True)
 class LossSpec:
     """What a loss says about itself; every loss carries one as `spec`, and `compile` reads it.
 
     name: the canonical name.
-    event: whether the last axis of a prediction (or `axis`) belongs to one example and is gone in the result.
+    event: how many axes of a prediction belong to one example and are gone in the result: the last ones, or `axis`.
     targets: "same" for the shape of the predictions, "integer" for class indices without the class axis.
-    task: "regression", "binary", "categorical" (one weight per class) or "sparse" (class indices).
+    task: "regression", "binary", "categorical" (one weight per class), "sparse" (class indices), or "embedding".
     logits: True if predictions are always logits, False if never, None if the argument `from_logits` says so.
+    arrays: what each array argument is.
     """
 
     name: str
-    event: bool
+    event: int
     targets: Literal["same", "integer"]
-    task: Literal["regression", "binary", "categorical", "sparse"]
+    task: Literal["regression", "binary", "categorical", "sparse", "embedding"]
     logits: bool | None
+    arrays: dict[str, Values] = dataclasses.field(hash=False)
 
 
 def loss(
-    *aliases: str, task: Any, event: bool, logits: bool | None
+    *aliases: str, task: Any, event: int, logits: bool | None
 ) -> Callable[[Callable[Options, Any]], Callable[Options, jax.Array]]:
     """Decorator: check, convert and register a loss under its own name and these aliases."""
 
     def lift(maths: Callable[Options, Any]) -> Callable[Options, jax.Array]:
         name, signature = maths.__name__, inspect.signature(maths)
-        spec = LossSpec(name, event, "integer" if task == "sparse" else "same", task, logits)
+        hints = {a: _Hint.of(hint) for a, hint in typing.get_type_hints(maths, include_extras=True).items()}
+        arrays = {a: hint.note for a, hint in hints.items() if isinstance(hint.note, Values)}
         first, second = list(signature.parameters)[:2]
+        targets = "integer" if any(v.kind == "label" for v in arrays.values()) else "same"
+        spec = LossSpec(name, event, targets, task, logits, arrays)
 
         @functools.wraps(maths)
         def lifted(*args: Options.args, **kwargs: Options.kwargs) -> jax.Array:
-            call = signature.bind(*args, **kwargs)
-            call.apply_defaults()
-            options = call.arguments
-            given, target = options.pop(first), options.pop(second)
-            predictions = _predictions(name, first, given)
-            options = _options(name, first, predictions.shape, options, event)
+            given = bound_arguments(name, signature, args, kwargs)
+            predictions = _floats(name, first, given[first])
+            if given[second] is None:
+                given[second] = jnp.zeros_like(predictions)
+            options = _options(name, first, predictions.shape, {a: given[a] for a in hints if a not in arrays}, event)
+            checks = _Checks(spec, first, predictions, options)
+            values = {a: checks.array(a, given[a]) for a in arrays if given[a] is not None}
+            floats = {a: v for a, v in values.items() if arrays[a].kind == "float"}
+            dtype = functools.reduce(np.promote_types, [v.dtype for v in floats.values()])
+            values |= {a: v.astype(dtype) for a, v in floats.items()}
+            options = {a: _option(name, a, v, hints[a], dtype) for a, v in options.items()}
             if not options.get("from_logits", logits is not None):
-                _check_probabilities(name, first, given, options.get("axis"))
-            if spec.targets == "integer":
-                labels = _labels(name, first, second, predictions, target, options)
-                return maths(predictions, labels, **options)
-            if target is None and signature.parameters[second].default is None:
-                return maths(predictions, jnp.zeros_like(predictions), **options)
-            return maths(*_pair(name, first, second, predictions, target), **options)
+                _check_probabilities(name, first, given[first], options.get("axis"))
+            return checks.judged(maths, {**dict.fromkeys(arrays), **values, **options})
 
-        vars(lifted)["spec"] = spec
+        shown = [p.replace(annotation=hints[a].shown) for a, p in signature.parameters.items()]
+        vars(lifted).update(spec=spec, __signature__=signature.replace(parameters=shown))
         return registry.register(*aliases)(lifted)
 
     return lift
+
+
+class _Hint(NamedTuple):
+    """An annotation taken apart: what is noted on it, whether it is a scalar, and what `help` shows."""
+
+    note: Values | Range | None
+    scalar: bool
+    shown: Any
+
+    @staticmethod
+    def of(hint: Any) -> "_Hint":
+        kinds = [kind for kind in typing.get_args(hint) if kind is not type(None)]
+        inner = kinds[0] if len(kinds) == 1 and typing.get_origin(hint) is not Annotated else hint
+        note = inner.__metadata__[0] if typing.get_origin(inner) is Annotated else None
+        shown = inner.__origin__ if note is not None else hint
+        return _Hint(note, set(typing.get_args(Scalar)) <= set(typing.get_args(shown)), shown)
+
+
+def _option(name: str, argument: str, value: Any, hint: _Hint, dtype: Any) -> Any:
+    """A flag, checked; a number in the dtype of the arithmetic, so that a constant and an array give the same bits."""
+    if hint.shown is bool and not isinstance(value, bool | np.bool_):
+        raise TypeError(complaint(name, argument, "be True or False", f"{value!r}"))
+    if not hint.scalar or value is None:
+        return value
+    check_scalar(name, argument, value, within=hint.note)
+    return jax.lax.convert_element_type(value, dtype) if isinstance(value, jax.Array) else np.dtype(dtype).type(value)
 
 
 def _values(array: Any) -> np.ndarray | None:
@@ -82,65 +166,123 @@ def _values(array: Any) -> np.ndarray | None:
     return np.asarray(array) if concrete(array) and getattr(array, "is_fully_addressable", True) else None
 
 
-def _predictions(name: str, argument: str, given: Any) -> jax.Array:
+def _floats(name: str, argument: str, given: Any) -> jax.Array:
     array = jnp.asarray(given)
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise TypeError(complaint(name, argument, "be floating", f"{array.dtype}", "cast with .astype(jnp.float32)"))
     return as_compute(array)
 
 
-def _pair(name: str, first: str, second: str, predictions: jax.Array, target: Any) -> tuple[jax.Array, jax.Array]:
-    """Predictions and targets of one shape and one dtype; neither is ever cast down."""
-    targets = jnp.asarray(target)
-    if jnp.issubdtype(targets.dtype, jnp.complexfloating):
-        raise TypeError(complaint(name, second, "be real", f"{targets.dtype}", "take .real and .imag apart"))
-    if targets.shape != predictions.shape:
-        remedy = (
-            f"reshape {second} to {predictions.shape}" if targets.size == predictions.size else "nothing broadcasts"
-        )
-        must = f"have the shape of {first}, {predictions.shape}"
-        raise ValueError(complaint(name, second, must, f"{targets.shape}", remedy))
-    if not jnp.issubdtype(targets.dtype, jnp.floating):
-        return predictions, targets.astype(predictions.dtype)
-    targets = as_compute(targets)
-    dtype = np.promote_types(predictions.dtype, targets.dtype)
-    return predictions.astype(dtype), targets.astype(dtype)
+class _Checks:
+    """The arrays of one call: each is checked, and what is wrong with traced values is kept for the result."""
+
+    def __init__(self, spec: LossSpec, first: str, predictions: jax.Array, options: dict[str, Any]) -> None:
+        self.name, self.first, self.spec, self.options = spec.name, first, spec, options
+        self.shape = predictions.shape
+        axis, rank = options.get("axis"), predictions.ndim
+        self.events = tuple(range(rank - spec.event, rank)) if axis is None else (axis,)
+        self.wrong: list[jax.Array] = []
+        self.ignored: jax.Array | None = None
+
+    def array(self, argument: str, given: Any) -> jax.Array:
+        """An array argument as the maths sees it."""
+        expects = self.spec.arrays[argument]
+        if argument == self.first:
+            array = as_compute(given)
+        elif expects.kind == "label":
+            return self._labels(argument, given)
+        elif expects.kind == "mask":
+            return self._mask(argument, jnp.asarray(given))
+        else:
+            array = self._floats(argument, expects, jnp.asarray(given))
+        self._bounded(argument, expects, given, array)
+        return array
+
+    def _floats(self, argument: str, expects: Values, array: jax.Array) -> jax.Array:
+        if jnp.issubdtype(array.dtype, jnp.complexfloating):
+            raise TypeError(complaint(self.name, argument, "be real", f"{array.dtype}", "take .real and .imag apart"))
+        shape, must = self.shape, f"have the shape of {self.first}, {self.shape}"
+        if expects.shape != "same":
+            (axis,) = self.events
+            shape = shape[:axis] + shape[axis + 1 :] if expects.shape == "label" else shape[axis : axis + 1]
+            must = f"have the shape of {self.first} {self.shape} without axis {axis}, {shape}"
+            must = must if expects.shape == "label" else f"hold one number per class, {shape}"
+        if array.shape != shape:
+            remedy = f"reshape {argument} to {shape}" if array.size == math.prod(shape) else "nothing broadcasts"
+            raise ValueError(complaint(self.name, argument, must, f"{array.shape}", remedy))
+        return as_compute(array)
+
+    def _mask(self, argument: str, mask: jax.Array) -> jax.Array:
+        if mask.dtype != jnp.bool_:
+            raise TypeError(complaint(self.name, argument, "be boolean", f"{mask.dtype}", "compare, as in weights > 0"))
+        if mask.shape != self.shape:
+            must = f"have the shape of {self.first}, {self.shape}"
+            remedy = "it masks within examples; mask examples with losses.mean(…, where=…)"
+            raise ValueError(complaint(self.name, argument, must, f"{mask.shape}", remedy))
+        return mask
+
+    def _bounded(self, argument: str, expects: Values, given: Any, array: jax.Array) -> None:
+        if expects.low == -math.inf and expects.high == math.inf:
+            return
+        values = _values(given)
+        if values is None:
+            self.wrong.append(~expects.holds(array))
+        elif not (good := expects.holds(values)).all():
+            raise ValueError(complaint(self.name, argument, expects.words, float(values[~good].flat[0])))
+
+    def _labels(self, argument: str, given: Any) -> jax.Array:
+        """Class indices, int32 or int64, 0 for those that are no class."""
+        (axis,), shape, ignored = self.events, self.shape, self.options.get("ignore_index")
+        labels, expected, classes = jnp.asarray(given), shape[:axis] + shape[axis + 1 :], shape[axis]
+        if not jnp.issubdtype(labels.dtype, jnp.integer):
+            remedy = "cast with .astype(jnp.int32)"
+            if labels.shape == shape:
+                remedy = "use the categorical loss for one weight per class"
+            raise TypeError(complaint(self.name, argument, "be integer class indices", f"{labels.dtype}", remedy))
+        if labels.shape != expected:
+            must = f"have the shape of {self.first} {shape} without axis {axis}, {expected}"
+            remedy = "nothing broadcasts"
+            if labels.shape == shape:
+                remedy = "take the argmax, or use the categorical loss for one weight per class"
+            elif labels.size == math.prod(expected):
+                remedy = f"reshape {argument} to {expected}"
+            raise ValueError(complaint(self.name, argument, must, f"{labels.shape}", remedy))
+        values = _values(given)
+        if values is not None:
+            wrong = values[((values < 0) | (values >= classes)) & (True if ignored is None else values != ignored)]
+            if wrong.size:
+                must = f"be in [0, {classes})" + ("" if ignored is None else f" or ignore_index={ignored}")
+                remedy = "say ignore_index to leave examples out" if ignored is None else "correct the labels"
+                raise ValueError(complaint(self.name, argument, must, int(wrong[0]), remedy))
+        if ignored is not None:
+            self.ignored = labels == ignored
+        labels = labels.astype(jnp.int64 if labels.dtype.itemsize > 4 else jnp.int32)
+        valid = (labels >= 0) & (labels < classes)
+        if values is None:
+            self.wrong.append(~valid)
+        return jnp.where(valid, labels, 0)
+
+    def judged(self, maths: Callable[..., Any], arguments: dict[str, Any]) -> jax.Array:
+        """The values of the maths: 0 for what is ignored, NaN for what is wrong, and so are their gradients."""
+        if self.ignored is not None:
+            out = jnp.expand_dims(self.ignored, self.events)
+            arguments[self.first] = jnp.where(out, 0.0, arguments[self.first])
+        where, value = arguments.get("where"), maths(**arguments)
+        for wrong in self.wrong:
+            if wrong.shape == self.shape:
+                wrong = jnp.any(wrong if where is None else wrong & where, self.events)
+            elif wrong.shape != value.shape:
+                wrong = jnp.any(wrong)
+            value = value * jnp.where(wrong, jnp.nan, 1.0).astype(value.dtype)
+        return value if self.ignored is None else jnp.where(self.ignored, 0.0, value)
 
 
-def _labels(
-    name: str, first: str, second: str, predictions: jax.Array, target: Any, options: dict[str, Any]
-) -> jax.Array:
-    """Class indices, int32 or int64, of the predictions' shape without the class axis."""
-    shape, axis, ignored = predictions.shape, options["axis"], options["ignore_index"]
-    labels, expected, classes = jnp.asarray(target), shape[:axis] + shape[axis + 1 :], shape[axis]
-    if not jnp.issubdtype(labels.dtype, jnp.integer):
-        remedy = "cast with .astype(jnp.int32)"
-        if labels.shape == shape:
-            remedy = "use the categorical loss for one weight per class"
-        raise TypeError(complaint(name, second, "be integer class indices", f"{labels.dtype}", remedy))
-    if labels.shape != expected:
-        must = f"have the shape of {first} {shape} without axis {axis}, {expected}"
-        remedy = "nothing broadcasts"
-        if labels.shape == shape:
-            remedy = "take the argmax, or use the categorical loss for one weight per class"
-        elif labels.size == predictions.size // classes:
-            remedy = f"reshape {second} to {expected}"
-        raise ValueError(complaint(name, second, must, f"{labels.shape}", remedy))
-    values = _values(target)
-    if values is not None:
-        wrong = values[((values < 0) | (values >= classes)) & (True if ignored is None else values != ignored)]
-        if wrong.size:
-            must = f"be in [0, {classes})" + ("" if ignored is None else f" or ignore_index={ignored}")
-            remedy = "say ignore_index to leave examples out" if ignored is None else "correct the labels"
-            raise ValueError(complaint(name, second, must, int(wrong[0]), remedy))
-    return labels.astype(jnp.int64 if labels.dtype.itemsize > 4 else jnp.int32)
-
-
-def _options(name: str, first: str, shape: tuple[int, ...], options: dict[str, Any], event: bool) -> dict[str, Any]:
+def _options(name: str, first: str, shape: tuple[int, ...], options: dict[str, Any], event: int) -> dict[str, Any]:
     """The options, checked: one name means one thing in every loss."""
     options = dict(options)
-    if event and not shape:
-        raise ValueError(complaint(name, first, "have an event axis", "a scalar", "reshape to (1,)"))
+    if event > len(shape):
+        must, remedy = ("have an event axis", "reshape to (1,)") if event == 1 else (f"have {event} event axes", "")
+        raise ValueError(complaint(name, first, must, f"shape {shape}" if shape else "a scalar", remedy))
     if "axis" in options:
         axis = options["axis"]
         if isinstance(axis, bool) or not isinstance(axis, int | np.integer):
@@ -150,20 +292,9 @@ def _options(name: str, first: str, shape: tuple[int, ...], options: dict[str, A
         options["axis"] = axis = int(axis) % len(shape)
         if not shape[axis]:
             raise ValueError(complaint(name, first, "have at least one class", f"{shape} with axis {axis}"))
-    if "label_smoothing" in options:
-        check_scalar(name, "label_smoothing", options["label_smoothing"])
-    if not isinstance(options.get("from_logits", False), bool | np.bool_):
-        raise TypeError(complaint(name, "from_logits", "be True or False", f"{options['from_logits']!r}"))
     ignored = options.get("ignore_index")
     if isinstance(ignored, bool) or not isinstance(ignored, int | np.integer | None):
         raise TypeError(complaint(name, "ignore_index", "be an int or None", f"{ignored!r}"))
-    if options.get("where") is not None:
-        options["where"] = mask = jnp.asarray(options["where"])
-        if mask.dtype != jnp.bool_:
-            raise TypeError(complaint(name, "where", "be boolean", f"{mask.dtype}", "compare, as in weights > 0"))
-        if mask.shape != shape:
-            remedy = "it masks classes; mask examples with losses.mean(…, where=…)"
-            raise ValueError(complaint(name, "where", f"have the shape of {first}, {shape}", f"{mask.shape}", remedy))
     return options
 
 

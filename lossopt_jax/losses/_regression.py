@@ -1,16 +1,14 @@
 """Distances between numbers."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
 from lossopt_jax.losses._arithmetic import event_mean
-from lossopt_jax.losses._lift import loss
+from lossopt_jax.losses._lift import Reals, loss
 
 
-@loss(task="regression", event=False, logits=False)
-def squared_error(predictions: Any, targets: Any = None):
+@loss(task="regression", event=0, logits=False)
+def squared_error(predictions: Reals, targets: Reals = None):
     """Squared difference of each element.
 
         squared_error(p, y) = e²,      e = p − y
@@ -38,8 +36,8 @@ def squared_error(predictions: Any, targets: Any = None):
     return error * error
 
 
-@loss(task="regression", event=False, logits=False)
-def l2_loss(predictions: Any, targets: Any = None):
+@loss(task="regression", event=0, logits=False)
+def l2_loss(predictions: Reals, targets: Reals = None):
     """Half the squared difference of each element.
 
         l2_loss(p, y) = ½ e²,      e = p − y
@@ -72,8 +70,8 @@ def _absolute(error: jax.Array) -> jax.Array:
     return error * jax.lax.stop_gradient(jnp.sign(error))
 
 
-@loss(task="regression", event=False, logits=False)
-def absolute_error(predictions: Any, targets: Any):
+@loss(task="regression", event=0, logits=False)
+def absolute_error(predictions: Reals, targets: Reals):
     """Absolute difference of each element.
 
         absolute_error(p, y) = |e|,      e = p − y
@@ -100,8 +98,8 @@ def absolute_error(predictions: Any, targets: Any):
     return _absolute(predictions - targets)
 
 
-@loss("mse", "MSELoss", task="regression", event=True, logits=False)
-def mean_squared_error(predictions: Any, targets: Any):
+@loss("mse", "MSELoss", task="regression", event=1, logits=False)
+def mean_squared_error(predictions: Reals, targets: Reals):
     """Squared difference, averaged over the last axis.
 
         mean_squared_error(p, y) = 1/D Σ_d (p_d − y_d)²
@@ -128,8 +126,8 @@ def mean_squared_error(predictions: Any, targets: Any):
     return event_mean(error * error)
 
 
-@loss("mae", "l1", "L1Loss", task="regression", event=True, logits=False)
-def mean_absolute_error(predictions: Any, targets: Any):
+@loss("mae", "l1", "L1Loss", task="regression", event=1, logits=False)
+def mean_absolute_error(predictions: Reals, targets: Reals):
     """Absolute difference, averaged over the last axis.
 
         mean_absolute_error(p, y) = 1/D Σ_d |p_d − y_d|
