@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from lossopt_jax._core import Scalar, concrete
 from lossopt_jax.losses._arithmetic import event_mean, guarded_product
 from lossopt_jax.losses._lift import Labels, Mask, Reals, loss
-from lossopt_jax.losses._softmax import softmax, surprise_of_label
+from lossopt_jax.losses._softmax import expected_surprise, surprise_of_label
 
 
 def _smooth(weights: jax.Array, amount: Any, outcomes: Any, where: Any = None) -> jax.Array:
@@ -41,10 +41,6 @@ def _floored(p: jax.Array) -> jax.Array:
 
 def _negative_log(p: jax.Array) -> jax.Array:
     return _surprise(p, jnp.where(p > 1, 0.0, 1 - p))
-
-
-def _expected(weights: jax.Array, surprise: jax.Array, axis: int, keepdims: bool = False) -> jax.Array:
-    return jnp.sum(guarded_product(weights, surprise), axis, keepdims=keepdims)
 
 
 @loss("BCEWithLogitsLoss", task="binary", event=0, logits=True)
@@ -150,7 +146,7 @@ def softmax_cross_entropy(
     labels = _smooth(labels, label_smoothing, outcomes, where)
     if where is not None:
         logits, labels = jnp.where(where, logits, -jnp.inf), jnp.where(where, labels, 0.0)
-    return _expected(labels, softmax(logits, axis)[0], axis)
+    return jnp.squeeze(expected_surprise(logits, labels, axis), axis)
 
 
 def _count(where: jax.Array, axis: int, dtype: Any) -> jax.Array:
@@ -204,7 +200,7 @@ def softmax_cross_entropy_with_integer_labels(
     if not concrete(label_smoothing) or label_smoothing != 0:
         even = jnp.ones_like(logits) if where is None else where.astype(logits.dtype)
         even = even / jnp.maximum(jnp.sum(even, axis, keepdims=True), 1)
-        spread = _expected(even, softmax(logits, axis)[0], axis, keepdims=True)
+        spread = expected_surprise(logits, even, axis)
         value = guarded_product(1 - label_smoothing, value) + guarded_product(label_smoothing, spread)
     return jnp.squeeze(value if where is None else jnp.where(some, value, 0.0), axis)
 
@@ -242,8 +238,9 @@ def categorical_crossentropy(
     Differs from: Keras, which divides each row by its sum, clips at 1e-7, and smooths by the last axis whatever `axis`.
     """
     weights = _smooth(targets, label_smoothing, targets.shape[axis])
-    surprise = softmax(probabilities, axis)[0] if from_logits else _negative_log(probabilities)
-    return _expected(weights, surprise, axis)
+    if from_logits:
+        return jnp.squeeze(expected_surprise(probabilities, weights, axis), axis)
+    return jnp.sum(guarded_product(weights, _negative_log(probabilities)), axis)
 
 
 @loss("scce", task="sparse", event=1, logits=None)
