@@ -4,6 +4,11 @@ Predictions come first. Nothing broadcasts between predictions and targets, half
 float32, and every loss is in `registry` by its name and aliases, with what it is in `.spec`.
 """
 
+from lossopt_jax.losses._cosine import (
+    cosine_distance,
+    cosine_similarity,
+    pairwise_distance,
+)
 from lossopt_jax.losses._crossentropy import (
     binary_crossentropy,
     categorical_crossentropy,
@@ -12,12 +17,47 @@ from lossopt_jax.losses._crossentropy import (
     softmax_cross_entropy_with_integer_labels,
     sparse_categorical_crossentropy,
 )
-from lossopt_jax.losses._lift import LossSpec, registry
-from lossopt_jax.losses._reductions import mean, total
+from lossopt_jax.losses._divergences import (
+    bhattacharyya_distance,
+    generalized_kl_divergence,
+    hellinger_distance,
+    jensen_shannon_divergence,
+    kl_divergence,
+    kl_divergence_with_log_targets,
+    kullback_leibler_divergence,
+    renyi_divergence,
+)
+from lossopt_jax.losses._lift import (
+    LossSpec,
+    registry,
+)
+from lossopt_jax.losses._likelihoods import (
+    beta_nll_loss,
+    gaussian_nll_loss,
+    laplace_nll_loss,
+    negative_binomial_nll_loss,
+    poisson,
+    poisson_nll_loss,
+    student_t_nll_loss,
+)
+from lossopt_jax.losses._reductions import (
+    mean,
+    total,
+)
 from lossopt_jax.losses._regression import (
     absolute_error,
+    absolute_percentage_error,
+    expectile_loss,
+    general_robust_loss,
+    huber_loss,
     l2_loss,
+    log_cosh,
     mean_absolute_error,
+    mean_absolute_percentage_error,
     mean_squared_error,
+    mean_squared_logarithmic_error,
+    quantile_loss,
+    smooth_l1_loss,
     squared_error,
+    squared_log_error,
 )

@@ -1,5 +1,7 @@
 """Products and sums that keep what floating point would lose."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -18,3 +20,24 @@ def event_mean(values: jax.Array) -> jax.Array:
     """The mean over the last axis; 0 where it is empty."""
     size = values.shape[-1]
     return jnp.sum(values * headroom(size), axis=-1) / (max(size, 1) * headroom(size))
+
+
+def absolute(error: jax.Array) -> jax.Array:
+    """|e|, whose derivative at 0 is 0; that of jnp.abs is 1 there."""
+    return error * jax.lax.stop_gradient(jnp.sign(error))
+
+
+@jax.custom_jvp
+def floored_log(x: jax.Array) -> jax.Array:
+    """log x, where it and its derivative take x for at least 1e-30 (float64: 1e-300)."""
+    return jnp.log(_floored(x))
+
+
+@floored_log.defjvp
+def _floored_log_jvp(primals: Any, tangents: Any) -> Any:
+    return floored_log(*primals), tangents[0] / _floored(primals[0])
+
+
+def _floored(x: jax.Array) -> jax.Array:
+    floor = 1e-300 if x.dtype == jnp.float64 else 1e-30
+    return jnp.where(x < floor, floor, x)

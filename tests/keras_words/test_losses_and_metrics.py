@@ -2,6 +2,7 @@
 
 import inspect
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -70,3 +71,33 @@ def test_compile_knows_the_metric(name):
     loss = {"binary": "bce", "categorical": "cce", "sparse": "scce"}[name.split("_")[0]]
     program = lo.compile(lambda p, x: x, optimizer="sgd", loss=loss, metrics=[getattr(metrics, name)])
     assert list(program.metrics) == [name]
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("huber", {}),
+        ("huber", {"delta": 0.3}),
+        ("log_cosh", {}),
+        ("cosine_similarity", {}),
+        ("kl_divergence", {}),
+        ("poisson", {}),
+        ("mean_absolute_percentage_error", {}),
+        ("mean_squared_logarithmic_error", {}),
+    ],
+)
+def test_values_are_those_of_keras(name, options):
+    keras = pytest.importorskip("keras", reason="Keras is the peer")
+    generator = np.random.default_rng(0)
+    y_true, y_pred = (generator.dirichlet(np.ones(3), 4).astype(np.float32) for _ in range(2))
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        expected = getattr(keras.losses, name)(y_true, y_pred, **options)
+    got = getattr(losses, name)(y_true, y_pred, **options)
+    np.testing.assert_allclose(got, expected, rtol=2e-5, atol=1e-6)
+
+
+def test_compile_reads_changed_losses():
+    program = lo.compile(lambda p, x: x * p, optimizer="sgd", loss=losses.huber)
+    state = program.init(jnp.float32(2.0))
+    logs = program.evaluate(state, (jnp.ones((4, 1)), jnp.zeros((4, 1))), batch_size=4)
+    np.testing.assert_allclose(logs["loss"], 1.5, rtol=1e-6)

@@ -25,13 +25,22 @@ class Row(NamedTuple):
     cases: (predictions, targets, options) each; the first one is also what every law about the loss itself takes.
     largest: the largest size of predictions whose value and gradient are finite.
     signed: whether values may be negative.
+    detached: arguments whose gradient is not that of the value, on purpose.
     aliases: other names of it in the registry.
+    exact: (mpmath, prediction, target, **options) → the value in 50 digits, of numbers, or of lists along the event
+      axis; or None.
+    grid: predictions and targets at which it is compared, [n] or [n, C]; pairs of a few numbers if not given.
+    ulps: how many units in the last place of float32 it may be off there.
     """
 
     cases: list[tuple[np.ndarray, np.ndarray, dict[str, Any]]]
     largest: float = 1e18
     signed: bool = False
+    detached: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
+    exact: Any = None
+    grid: tuple[Any, Any] | None = None
+    ulps: float = 4
 
 
 def _collected() -> dict[str, Row]:

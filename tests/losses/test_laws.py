@@ -40,6 +40,11 @@ def along(values):
     return np.tensordot(SLOPE, np.asarray(values), 1)
 
 
+def near(one, two):
+    """Two programs of the same maths: within some last places of the largest number."""
+    np.testing.assert_allclose(one, two, rtol=5e-7, atol=2e-7 * np.abs(two).max(initial=0))
+
+
 class Case:
     """A loss, its arrays by argument name with predictions and targets first, and its other options."""
 
@@ -129,7 +134,7 @@ def first(request):
 
 
 def test_registry_is_exports_is_table():
-    exported = {name for name, value in vars(losses).items() if hasattr(value, "spec")}
+    exported = {value.spec.name for value in vars(losses).values() if hasattr(value, "spec")}
     assert exported == set(losses.registry) == set(ROWS)
 
 
@@ -143,20 +148,20 @@ def test_names_and_specs(first):
 
 
 def test_vmap_is_batched(case):
-    np.testing.assert_allclose(case.single["vmap"], case.single["value"], rtol=3e-7, atol=1e-8)
+    near(case.single["vmap"], case.single["value"])
 
 
 def test_jit_is_eager(case):
-    np.testing.assert_allclose(case.single["value"], case.call(case.cast()), rtol=3e-7, atol=1e-8)
+    near(case.single["value"], case.call(case.cast()))
 
 
 def test_scan_is_the_loop(case):
     for one, two in zip(case.single["scan"], case.single["each"], strict=True):
-        np.testing.assert_allclose(one, two, rtol=3e-7, atol=1e-7)
+        near(one, two)
 
 
 def test_derivatives_are_the_finite_differences(case):
-    for argument in case.double["directions"]:
+    for argument in case.double["directions"].keys() - set(case.row.detached):
         values, forward = (case.double[f"{kind} of {argument}"] for kind in ("values", "jvp"))
         np.testing.assert_allclose(forward, along(values), rtol=1e-8, atol=1e-9, err_msg=argument)
 
@@ -167,7 +172,8 @@ def test_gradient_is_the_derivative(case):
 
 
 def test_hessian_is_the_finite_difference(case):
-    np.testing.assert_allclose(case.double["hvp"], along(case.double["gradients"]), rtol=1e-7, atol=1e-9)
+    size = np.abs(case.double["gradient"]).max()
+    np.testing.assert_allclose(case.double["hvp"], along(case.double["gradients"]), rtol=1e-7, atol=1e-9 * max(1, size))
 
 
 def test_masked_is_dropped(first):
@@ -189,16 +195,17 @@ def test_masked_is_dropped(first):
         return step(bad, arrays, where=KEEP), step(finite, arrays, where=KEEP)[1], step(bad, arrays, weights=weights)
 
     (value, gradient), finite, (weighted, its_gradient) = masked(cast(bad))
-    np.testing.assert_allclose([value, weighted], expected, rtol=3e-7)
+    near(np.array([value, weighted]), np.array([expected, expected]))
     for one in (gradient, finite, its_gradient):
-        np.testing.assert_allclose(one[KEEP], g, rtol=6e-7)
+        near(one[KEEP], g)
     np.testing.assert_array_equal(finite[~KEEP], 0)
 
 
 def test_extremes_are_finite(first):
     sizes = [s for s in (0.0, 1e-30, 1e-4, 88.0, 1e4, 1e18) if s < first.row.largest] + [first.row.largest]
     sizes = np.array([sign * size for size in sizes for sign in (1, -1)])
-    low, high = first.spec.arrays[first.first].low, first.spec.arrays[first.first].high
+    values = first.spec.arrays[first.first]
+    low, high = values.low + 0.5 * values.open, values.high
     if first.spec.logits is None:
         low, high = 0, 1
     p = np.sign(first.predictions - 0.1) * sizes.reshape((-1,) + (1,) * first.predictions.ndim)
@@ -275,7 +282,7 @@ def test_shapes_of_results(first):
     if "axis" in inspect.signature(first.loss).parameters:
         swapped = {k: jnp.moveaxis(v, -1, 0) if v.ndim > 1 else v for k, v in arrays.items()}
         got = first.loss(**swapped, **first.static, axis=0)
-        np.testing.assert_allclose(got, first.call(arrays), rtol=3e-7)
+        near(got, first.call(arrays))
 
 
 SHAPES = [

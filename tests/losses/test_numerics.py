@@ -358,3 +358,83 @@ def test_t3_nothing_to_learn_from():
     assert value == 0
     np.testing.assert_array_equal(gradient, 0)
     assert losses.mean(integer(jnp.zeros((0, 3)), jnp.zeros(0, int))) == 0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("delta", [1.0, 100.0, 1e4])
+def test_l7_huber_gradient_is_the_difference(dtype, delta):
+    e = jnp.asarray([1e-5, -1e-3, 0.01, 0.1, -0.9], dtype)
+    gradient = jax.jit(jax.vmap(jax.grad(lambda e: losses.huber_loss(e, jnp.zeros_like(e), delta))))(e)
+    np.testing.assert_array_equal(gradient.astype(jnp.float32), e.astype(jnp.float32))
+
+
+def test_k6_huber_of_what_squares_overflow():
+    for f in (losses.huber_loss, losses.smooth_l1_loss):
+        value, gradient = jax.value_and_grad(f)(jnp.float16(6e4), jnp.float16(0))
+        assert value == pytest.approx(59999.5 - 0 * 60000, abs=40)
+        assert gradient == 1
+        value, gradient = jax.value_and_grad(f)(jnp.float32(3e38), jnp.float32(0))
+        assert (value, gradient) == (pytest.approx(3e38, rel=1e-6), 1)
+
+
+def test_l9_cosine_of_any_length():
+    cosine = jax.jit(jax.vmap(jax.value_and_grad(losses.cosine_similarity)))
+    a, b = np.array([[1.0, 2.0]], np.float32), np.array([[2.0, 1.0]], np.float32)
+    lengths = np.array([1e-30, 1e-21, 1, 1e19, 1e38], np.float32)[:, None]
+    values, gradients = cosine(lengths * a, np.repeat(b, 5, 0))
+    np.testing.assert_allclose(values, 0.8, rtol=4 * u)
+    np.testing.assert_allclose(gradients[:4] * lengths[:4], np.repeat([[0.24, -0.12]] * 1, 4, 0) / 5**0.5, rtol=1e-5)
+    value, gradient = cosine(np.zeros((1, 2), np.float32), b)
+    assert value == 0
+    np.testing.assert_array_equal(gradient, 0)
+    assert losses.cosine_similarity(jnp.array([1e-3, 0.0]), jnp.array([1.0, 0.0]), epsilon=1e-4) == 1
+    assert losses.cosine_distance(jnp.array([1.0, 2, 3]), jnp.array([1.001, 2, 3])) == pytest.approx(1.11e-7, rel=5e-3)
+
+
+def test_l10_masked_never_reaches_value_or_gradient():
+    keep = np.array([True, True, False])
+    bad, other = jnp.array([-1.0, -2.0, nan]), jnp.array([0.5, 0.2, inf])
+    masked = [
+        "cosine_similarity", "cosine_distance", "kl_divergence", "kl_divergence_with_log_targets",
+        "generalized_kl_divergence", "jensen_shannon_divergence", "renyi_divergence", "bhattacharyya_distance",
+        "hellinger_distance",
+    ]  # fmt: skip
+    for name in masked:
+        f = losses.registry[name]
+        targets = jnp.where(keep, other if "log" not in name else -other, inf)
+        value, gradient = jax.value_and_grad(lambda p, f=f, t=targets: f(p, t, where=keep))(bad)
+        expected, g = jax.value_and_grad(f)(bad[:2], targets[:2])
+        np.testing.assert_allclose([value, *gradient], [expected, *g, 0], rtol=2e-6, atol=1e-8, err_msg=name)
+        value, gradient = jax.value_and_grad(lambda p, f=f, t=targets: f(p, t, where=~(keep | True)))(bad)
+        np.testing.assert_array_equal([value - (name == "cosine_distance"), *gradient], 0, err_msg=name)
+
+
+def test_l5_l22_divergences_where_nothing_is_expected():
+    log_p, t = jnp.array([-0.7, -0.7, -inf]), jnp.array([0.5, 0.5, 0.0])
+    for f in (losses.kl_divergence, losses.generalized_kl_divergence):
+        for argument in (0, 1):
+            assert np.isfinite(jax.grad(f, argument)(log_p, t)).all()
+    with np.errstate(divide="ignore"):
+        log_t = jnp.log(t)
+    names = ("kl_divergence_with_log_targets", "jensen_shannon_divergence", "renyi_divergence", "hellinger_distance")
+    for f in map(losses.registry.__getitem__, names):
+        for argument in (0, 1):
+            value, gradient = jax.value_and_grad(f, argument)(log_p, log_t)
+            expected = f(log_p[:2], log_t[:2])
+            assert value == pytest.approx(float(expected), rel=1e-6)
+            assert np.isfinite(gradient).all()
+    assert losses.kl_divergence(jnp.array([0.0, -inf]), jnp.array([0.5, 0.5])) == inf
+
+
+def test_l23_generalized_divergence_of_what_is_near():
+    p, t = np.float32([0.2501, 0.2499, 0.25, 0.25]), np.float32([0.25] * 4)
+    log_p = jnp.log(p)
+    exact = mp.fsum(
+        mp.exp(mp.mpf(float(a))) - mp.mpf("0.25") * (1 + mp.mpf(float(a)) - mp.log(mp.mpf("0.25"))) for a in log_p
+    )
+    assert losses.generalized_kl_divergence(log_p, t) == pytest.approx(float(exact), rel=2e-3)
+
+
+def test_poisson_of_a_rate_of_nothing():
+    value, gradient = jax.value_and_grad(losses.poisson)(jnp.array([0.0]), jnp.array([3.0]))
+    np.testing.assert_allclose([value, gradient[0]], [90 * np.log(10), -3e30], rtol=4 * u)

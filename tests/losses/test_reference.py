@@ -12,6 +12,7 @@ Z, Y, SOFT = random.normal(size=(5, 3)) * 3, random.normal(size=(5, 3)), random.
 P, Q = 1 / (1 + np.exp(-Z)), np.exp(Z) / np.exp(Z).sum(-1, keepdims=True)
 SIMPLEX, INDEX = SOFT / SOFT.sum(-1, keepdims=True), np.array([2, 0, 1, 2, 1], np.int32)
 WHERE = np.arange(3) != ((INDEX + 1) % 3)[:, None]
+LOG_Q, LOG_T, RATES, COUNTS = np.log(Q), np.log(SIMPLEX), np.exp(Y), 5 * SOFT
 
 
 def agree(ours, theirs, predictions, targets):
@@ -26,6 +27,17 @@ def agree(ours, theirs, predictions, targets):
     [
         ("squared_error", Y, {}),
         ("l2_loss", Y, {}),
+        ("huber_loss", Y, {}),
+        ("huber_loss", Y, {"delta": 0.3}),
+        ("log_cosh", Y, {}),
+        ("cosine_similarity", Y, {}),
+        ("cosine_similarity", Y, {"where": WHERE}),
+        ("cosine_distance", Y, {"axis": 0}),
+        ("kl_divergence", SIMPLEX, {}),
+        ("kl_divergence", SIMPLEX, {"where": WHERE}),
+        ("kl_divergence_with_log_targets", LOG_T, {"axis": 0}),
+        ("convex_kl_divergence", SOFT, {}),
+        ("generalized_kl_divergence", SOFT, {"where": WHERE}),
         ("sigmoid_binary_cross_entropy", SOFT, {}),
         ("softmax_cross_entropy", SIMPLEX, {}),
         ("softmax_cross_entropy", SIMPLEX, {"axis": 0}),
@@ -55,6 +67,10 @@ def test_optax_smooth_labels(x64):
     [
         ("mean_squared_error", Z, Y, {}),
         ("mean_absolute_error", Z, Y, {}),
+        ("mean_squared_logarithmic_error", RATES, COUNTS, {}),
+        ("mean_absolute_percentage_error", Z, Y, {}),
+        ("poisson", RATES, COUNTS, {}),
+        ("kullback_leibler_divergence", Q, SIMPLEX, {}),
         ("binary_crossentropy", P, SOFT, {}),
         ("binary_crossentropy", P, SOFT, {"label_smoothing": 0.2}),
         ("binary_crossentropy", Z, SOFT, {"from_logits": True, "label_smoothing": 0.2}),
@@ -68,11 +84,14 @@ def test_optax_smooth_labels(x64):
 )
 def test_keras(name, predictions, targets, options, x64):
     keras = pytest.importorskip("keras", reason="Keras is the peer")
-    ours, theirs = losses.registry[name], getattr(keras.losses, name)
+    ours, theirs = (
+        losses.registry[name],
+        getattr(keras.losses, {"kullback_leibler_divergence": "kl_divergence"}.get(name, name)),
+    )
     mine = {"ignore_index" if key == "ignore_class" else key: value for key, value in options.items()}
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         expected = theirs(targets, predictions, **options)
-    np.testing.assert_allclose(ours(predictions, targets, **mine), expected, rtol=2e-7)
+    np.testing.assert_allclose(ours(predictions, targets, **mine), expected, rtol=5e-7)
 
 
 @pytest.mark.parametrize(
@@ -80,6 +99,13 @@ def test_keras(name, predictions, targets, options, x64):
     [
         ("mean_squared_error", "mse_loss", Z, Y, {}, {}),
         ("mean_absolute_error", "l1_loss", Z, Y, {}, {}),
+        ("huber_loss", "huber_loss", Z, Y, {"delta": 0.3}, {"delta": 0.3}),
+        ("smooth_l1_loss", "smooth_l1_loss", Z, Y, {"beta": 0.3}, {"beta": 0.3}),
+        ("poisson_nll_loss", "poisson_nll_loss", Z, COUNTS, {}, {}),
+        ("poisson_nll_loss", "poisson_nll_loss", Z, COUNTS, {"full": True}, {"full": True}),
+        ("poisson_nll_loss", "poisson_nll_loss", RATES, COUNTS, {"log_input": False}, {"log_input": False, "eps": 0}),
+        ("kl_divergence", "kl_div", LOG_Q, SIMPLEX, {}, {"reduction": "batchmean"}),
+        ("kl_divergence_with_log_targets", "kl_div", LOG_Q, LOG_T, {}, {"reduction": "batchmean", "log_target": True}),
         ("binary_crossentropy", "binary_cross_entropy", P, SOFT, {}, {}),
         ("sigmoid_binary_cross_entropy", "binary_cross_entropy_with_logits", Z, SOFT, {}, {}),
         ("softmax_cross_entropy", "cross_entropy", Z, SIMPLEX, {}, {}),
@@ -109,3 +135,98 @@ def test_torch(name, function, predictions, targets, mine, theirs, x64):
     value, gradient = jax.jit(jax.value_and_grad(ours))(predictions)
     np.testing.assert_allclose(value, expected.item(), rtol=1e-12)
     np.testing.assert_allclose(gradient, p.grad.numpy(), rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_torch_gaussian(full, x64):
+    torch = pytest.importorskip("torch", reason="torch is the peer")
+    variance = np.exp(Z) * (SOFT > 0.3) + 1e-9  # some below ε, where torch too keeps the gradient
+    p, v = (torch.tensor(x, requires_grad=True) for x in (Y, variance))
+    expected = torch.nn.functional.gaussian_nll_loss(p, torch.tensor(SOFT), v, full=full, eps=1e-3)
+    expected.backward()
+
+    def ours(p, v):
+        return losses.mean(losses.gaussian_nll_loss(p, SOFT, v, full=full, eps=1e-3))
+
+    value, gradients = jax.jit(jax.value_and_grad(ours, (0, 1)))(Y, variance)
+    np.testing.assert_allclose(value, expected.item(), rtol=1e-12)
+    for one, two in zip(gradients, (p.grad, v.grad), strict=True):
+        np.testing.assert_allclose(one, two.numpy(), rtol=1e-10)
+
+
+@pytest.mark.parametrize("order", [1.0, 2.0, 3.5, np.inf])
+def test_torch_pairwise_distance(order, x64):
+    torch = pytest.importorskip("torch", reason="torch is the peer")
+    p = torch.tensor(Z, requires_grad=True)
+    expected = torch.nn.functional.pairwise_distance(p, torch.tensor(Y), p=order)
+    expected.sum().backward()
+    value, back = jax.vjp(lambda p: losses.pairwise_distance(p, Y, p=order), Z)
+    np.testing.assert_allclose(value, expected.detach().numpy(), rtol=1e-12)
+    np.testing.assert_allclose(back(np.ones(5))[0], p.grad.numpy(), rtol=1e-10)
+
+
+def test_scipy_likelihoods(x64):
+    stats = pytest.importorskip("scipy.stats", reason="SciPy is the peer")
+    counts, a = np.round(COUNTS), Y
+    r = np.exp(-a)
+    pairs = [
+        (losses.laplace_nll_loss(Z, Y, log_scale=a), stats.laplace.logpdf(Y, Z, np.exp(a))),
+        (losses.student_t_nll_loss(Z, Y, log_scale=a), stats.t.logpdf(Y, 3, Z, np.exp(a))),
+        (
+            losses.student_t_nll_loss(Z, Y, log_scale=a, degrees_of_freedom=1.3),
+            stats.t.logpdf(Y, 1.3, Z, np.exp(a)),
+        ),
+        (
+            losses.negative_binomial_nll_loss(Z, counts, log_dispersion=a),
+            stats.nbinom.logpmf(counts, r, r / (r + np.exp(Z))),
+        ),
+        (losses.gaussian_nll_loss(Z, Y, np.exp(a), full=True), stats.norm.logpdf(Y, Z, np.exp(a / 2))),
+    ]
+    for ours, theirs in pairs:
+        np.testing.assert_allclose(ours, -theirs, rtol=1e-11, atol=1e-12)
+
+
+def test_beta_weights_the_gaussian_and_is_no_part_of_the_gradient(x64):
+    v = np.exp(Z)
+
+    def weighted(p, v, weight):
+        return jnp.sum(weight * losses.gaussian_nll_loss(p, SOFT, v))
+
+    ours = jax.value_and_grad(lambda p, v: jnp.sum(losses.beta_nll_loss(p, SOFT, v, beta=0.3)), (0, 1))(Y, v)
+    theirs = jax.value_and_grad(weighted, (0, 1))(Y, v, v**0.3)
+    for one, two in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-12)
+
+
+def test_divergences_by_their_definitions(x64):
+    p, t = Q, SIMPLEX
+    m, overlap = (p + t) / 2, (p**0.3 * t**0.7).sum(-1)
+    pairs = [
+        (losses.jensen_shannon_divergence(LOG_Q, LOG_T), (t * np.log(t / m) + p * np.log(p / m)).sum(-1) / 2),
+        (losses.renyi_divergence(LOG_Q, LOG_T, alpha=0.7), np.log(overlap) / -0.3),
+        (losses.renyi_divergence(LOG_Q, LOG_T, alpha=2.0), np.log((t**2 / p).sum(-1))),
+        (losses.bhattacharyya_distance(LOG_Q, LOG_T), -np.log(np.sqrt(p * t).sum(-1))),
+        (losses.hellinger_distance(LOG_Q, LOG_T), np.sqrt(((np.sqrt(p) - np.sqrt(t)) ** 2).sum(-1) / 2)),
+    ]
+    for ours, theirs in pairs:
+        np.testing.assert_allclose(ours, theirs, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("alpha", "member"),
+    [
+        (2.0, lambda x: x * x / 2),
+        (1.0, lambda x: np.sqrt(x * x + 1) - 1),
+        (0.0, lambda x: np.log1p(x * x / 2)),
+        (-2.0, lambda x: 2 * x * x / (x * x + 4)),
+        (-np.inf, lambda x: -np.expm1(-x * x / 2)),
+        (1.5, lambda x: 0.5 / 1.5 * ((x * x / 0.5 + 1) ** 0.75 - 1)),
+    ],
+)
+def test_members_of_the_robust_family(alpha, member, x64):
+    x = np.concatenate([np.geomspace(1e-3, 1e3, 20), -np.geomspace(1e-3, 1e3, 20)])
+    for given in (alpha, jnp.asarray(alpha)):
+        got = jax.jit(lambda a: losses.general_robust_loss(3 * x, 0 * x, a, scale=3.0))(given)
+        np.testing.assert_allclose(got, member(x), rtol=1e-9)
+    slope = jax.grad(lambda a: jnp.sum(losses.general_robust_loss(x, 0 * x, a)))(jnp.asarray(alpha))
+    assert np.isfinite(slope)
