@@ -12,13 +12,13 @@ from lossopt_jax.losses._lift import Mask, Reals, loss
 
 
 def unit_vectors(vectors: jax.Array, axis: int, epsilon: Any = 0.0) -> tuple[jax.Array, jax.Array]:
-    """v / max(‖v‖, ε) without overflow, 0 for 0, and whether that has length 1."""
+    """v / max(‖v‖, ε) without overflow, 0 for 0 with derivative 0, and whether that has length 1."""
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(vectors), axis, keepdims=True))
     some = largest > 0
     # a divisor whose reciprocal is no denormal, which is flushed
     most = 2.0 ** (jnp.finfo(vectors.dtype).maxexp - 2)
     size = jnp.where(largest > most, most, jnp.where(some, largest, 1.0))
-    scaled = vectors / size
+    scaled = jnp.where(some, vectors / size, 0.0)
     squares = jnp.sum(scaled * scaled, axis, keepdims=True)
     length = jnp.sqrt(jnp.where(some, squares, 1.0))
     least = epsilon / size
