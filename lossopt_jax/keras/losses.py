@@ -29,8 +29,13 @@ def _averaged(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 binary_crossentropy = target_first(_losses.binary_crossentropy)
+binary_focal_crossentropy = target_first(_losses.binary_focal_crossentropy)
 categorical_crossentropy = target_first(_losses.categorical_crossentropy)
+categorical_focal_crossentropy = target_first(_losses.categorical_focal_crossentropy)
+categorical_generalized_cross_entropy = target_first(_losses.categorical_generalized_cross_entropy)
+categorical_hinge = target_first(_losses.categorical_hinge)
 cosine_similarity = target_first(_changed("cosine_similarity", _losses.cosine_similarity, lambda values: -values))
+hinge = _averaged("hinge", _losses.hinge_loss)
 huber = _averaged("huber", _losses.huber_loss)
 kl_divergence = kld = KLD = target_first(_losses.kullback_leibler_divergence)
 log_cosh = _averaged("log_cosh", _losses.log_cosh)
@@ -40,3 +45,4 @@ mean_squared_error = mse = MSE = target_first(_losses.mean_squared_error)
 mean_squared_logarithmic_error = msle = MSLE = target_first(_losses.mean_squared_logarithmic_error)
 poisson = target_first(_losses.poisson)
 sparse_categorical_crossentropy = target_first(_losses.sparse_categorical_crossentropy)
+squared_hinge = _averaged("squared_hinge", _losses.squared_hinge)

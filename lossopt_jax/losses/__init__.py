@@ -12,7 +12,9 @@ from lossopt_jax.losses._cosine import (
 from lossopt_jax.losses._crossentropy import (
     binary_crossentropy,
     categorical_crossentropy,
+    nll_loss,
     sigmoid_binary_cross_entropy,
+    smooth_labels,
     softmax_cross_entropy,
     softmax_cross_entropy_with_integer_labels,
     sparse_categorical_crossentropy,
@@ -27,6 +29,15 @@ from lossopt_jax.losses._divergences import (
     kullback_leibler_divergence,
     renyi_divergence,
 )
+from lossopt_jax.losses._focal import (
+    asymmetric_loss,
+    binary_focal_crossentropy,
+    categorical_focal_crossentropy,
+    categorical_generalized_cross_entropy,
+    poly_loss_cross_entropy,
+    sigmoid_focal_loss,
+    softmax_focal_loss_with_integer_labels,
+)
 from lossopt_jax.losses._lift import (
     LossSpec,
     registry,
@@ -39,6 +50,21 @@ from lossopt_jax.losses._likelihoods import (
     poisson,
     poisson_nll_loss,
     student_t_nll_loss,
+)
+from lossopt_jax.losses._margins import (
+    categorical_hinge,
+    hinge_embedding_loss,
+    hinge_loss,
+    multi_margin_loss,
+    multiclass_hinge_loss,
+    multiclass_perceptron_loss,
+    multiclass_sparsemax_loss,
+    multilabel_margin_loss,
+    multilabel_soft_margin_loss,
+    perceptron_loss,
+    soft_margin_loss,
+    sparsemax_loss,
+    squared_hinge,
 )
 from lossopt_jax.losses._reductions import (
     mean,
@@ -61,3 +87,6 @@ from lossopt_jax.losses._regression import (
     squared_error,
     squared_log_error,
 )
+
+safe_softmax_cross_entropy = softmax_cross_entropy
+convex_kl_divergence = generalized_kl_divergence

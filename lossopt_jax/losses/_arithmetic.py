@@ -41,3 +41,14 @@ def _floored_log_jvp(primals: Any, tangents: Any) -> Any:
 def _floored(x: jax.Array) -> jax.Array:
     floor = 1e-300 if x.dtype == jnp.float64 else 1e-30
     return jnp.where(x < floor, floor, x)
+
+
+@jax.custom_jvp
+def expm1(x: jax.Array) -> jax.Array:
+    """e^x − 1, whose derivative is e^x to its last bits; that of jnp.expm1 is the value + 1."""
+    return jnp.expm1(x)
+
+
+@expm1.defjvp
+def _expm1_jvp(primals: Any, tangents: Any) -> Any:
+    return jnp.expm1(primals[0]), jnp.exp(primals[0]) * tangents[0]

@@ -46,7 +46,8 @@ class Values:
 
     kind: "float"; "label" for class indices: integers, of the first argument's shape without the class axis; "mask"
       for bool.
-    shape: "same" as the first argument, "label" for its shape without the class axis, "class" for one per class.
+    shape: "same" as the first argument, "label" for its shape without the class axis, "class" for one per class, or
+      one for all. Labels of the same shape are a list of classes, which −1 ends.
     low, high: the interval its values must be in; `open` leaves out low itself.
     """
 
@@ -181,7 +182,9 @@ class _Checks:
         self.shape = predictions.shape
         axis, rank = options.get("axis"), predictions.ndim
         self.events = tuple(range(rank - spec.event, rank)) if axis is None else (axis,)
+        self.axis = rank - 1 if axis is None else axis
         self.wrong: list[jax.Array] = []
+        self.unknown: jax.Array | None = None
         self.ignored: jax.Array | None = None
 
     def array(self, argument: str, given: Any) -> jax.Array:
@@ -202,8 +205,10 @@ class _Checks:
         if jnp.issubdtype(array.dtype, jnp.complexfloating):
             raise TypeError(complaint(self.name, argument, "be real", f"{array.dtype}", "take .real and .imag apart"))
         shape, must = self.shape, f"have the shape of {self.first}, {self.shape}"
+        if expects.shape == "class" and array.ndim == 0:
+            array = jnp.broadcast_to(array, shape[self.axis : self.axis + 1])
         if expects.shape != "same":
-            (axis,) = self.events
+            axis = self.axis
             shape = shape[:axis] + shape[axis + 1 :] if expects.shape == "label" else shape[axis : axis + 1]
             must = f"have the shape of {self.first} {self.shape} without axis {axis}, {shape}"
             must = must if expects.shape == "label" else f"hold one number per class, {shape}"
@@ -226,21 +231,24 @@ class _Checks:
             return
         values = _values(given)
         if values is None:
-            self.wrong.append(~expects.holds(array))
+            wrong = ~expects.holds(array)
+            self.wrong.append(jnp.any(wrong) if expects.shape == "class" else wrong)
         elif not (good := expects.holds(values)).all():
             raise ValueError(complaint(self.name, argument, expects.words, float(values[~good].flat[0])))
 
     def _labels(self, argument: str, given: Any) -> jax.Array:
         """Class indices, int32 or int64, 0 for those that are no class."""
-        (axis,), shape, ignored = self.events, self.shape, self.options.get("ignore_index")
-        labels, expected, classes = jnp.asarray(given), shape[:axis] + shape[axis + 1 :], shape[axis]
+        axis, shape, ignored = self.axis, self.shape, self.options.get("ignore_index")
+        labels, listed, classes = jnp.asarray(given), self.spec.arrays[argument].shape == "same", shape[axis]
+        expected = shape if listed else shape[:axis] + shape[axis + 1 :]
+        least = -1 if listed else 0
         if not jnp.issubdtype(labels.dtype, jnp.integer):
             remedy = "cast with .astype(jnp.int32)"
             if labels.shape == shape:
                 remedy = "use the categorical loss for one weight per class"
             raise TypeError(complaint(self.name, argument, "be integer class indices", f"{labels.dtype}", remedy))
         if labels.shape != expected:
-            must = f"have the shape of {self.first} {shape} without axis {axis}, {expected}"
+            must = f"have the shape of {self.first} {shape}" + ("" if listed else f" without axis {axis}, {expected}")
             remedy = "nothing broadcasts"
             if labels.shape == shape:
                 remedy = "take the argmax, or use the categorical loss for one weight per class"
@@ -249,31 +257,40 @@ class _Checks:
             raise ValueError(complaint(self.name, argument, must, f"{labels.shape}", remedy))
         values = _values(given)
         if values is not None:
-            wrong = values[((values < 0) | (values >= classes)) & (True if ignored is None else values != ignored)]
+            values = values.astype(np.int64)
+            wrong = values[((values < least) | (values >= classes)) & (True if ignored is None else values != ignored)]
             if wrong.size:
-                must = f"be in [0, {classes})" + ("" if ignored is None else f" or ignore_index={ignored}")
+                must = f"be in [{least}, {classes})" + ("" if ignored is None else f" or ignore_index={ignored}")
                 remedy = "say ignore_index to leave examples out" if ignored is None else "correct the labels"
                 raise ValueError(complaint(self.name, argument, must, int(wrong[0]), remedy))
         if ignored is not None:
             self.ignored = labels == ignored
         labels = labels.astype(jnp.int64 if labels.dtype.itemsize > 4 else jnp.int32)
-        valid = (labels >= 0) & (labels < classes)
+        valid = (labels >= least) & (labels < classes)
         if values is None:
-            self.wrong.append(~valid)
+            self.unknown = ~valid
         return jnp.where(valid, labels, 0)
+
+    def _mark(self, wrong: jax.Array, where: Any = None) -> jax.Array:
+        """A factor for each example: NaN where something is wrong, else 1."""
+        if wrong.shape == self.shape:
+            wrong = jnp.any(wrong if where is None else wrong & where, self.events)
+        return jnp.where(wrong, jnp.nan, 1.0)
 
     def judged(self, maths: Callable[..., Any], arguments: dict[str, Any]) -> jax.Array:
         """The values of the maths: 0 for what is ignored, NaN for what is wrong, and so are their gradients."""
         if self.ignored is not None:
             out = jnp.expand_dims(self.ignored, self.events)
             arguments[self.first] = jnp.where(out, 0.0, arguments[self.first])
-        where, value = arguments.get("where"), maths(**arguments)
-        for wrong in self.wrong:
-            if wrong.shape == self.shape:
-                wrong = jnp.any(wrong if where is None else wrong & where, self.events)
-            elif wrong.shape != value.shape:
-                wrong = jnp.any(wrong)
-            value = value * jnp.where(wrong, jnp.nan, 1.0).astype(value.dtype)
+        marks = [self._mark(wrong, arguments.get("where")) for wrong in self.wrong]
+        for mark in marks:  # as a factor of the predictions it reaches a gradient that is 0
+            wide = jnp.expand_dims(mark, self.events) if mark.ndim else mark
+            arguments[self.first] = arguments[self.first] * wide.astype(arguments[self.first].dtype)
+        if self.unknown is not None:
+            marks.append(self._mark(self.unknown))
+        value = maths(**arguments)
+        for mark in marks:
+            value = value * mark.astype(value.dtype)
         return value if self.ignored is None else jnp.where(self.ignored, 0.0, value)
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from lossopt_jax._core import NONNEGATIVE, POSITIVE, UNIT, Range, Scalar
-from lossopt_jax.losses._arithmetic import absolute, event_mean
+from lossopt_jax.losses._arithmetic import absolute, event_mean, expm1
 from lossopt_jax.losses._lift import Reals, Values, loss
 
 AboveMinusOne = Annotated[Any, Values(low=-1, open=True)]
@@ -500,6 +500,6 @@ def general_robust_loss(
     level = jnp.log1p(half * (2 / b))
     # b/α (e^{αl/2} − 1) = b/2 l (e^y − 1)/y, and the last factor is 1 at α = 0
     y = 0.5 * shape * level
-    ratio = jnp.where(y == 0, 1 + 0.5 * y, jnp.expm1(y) / jnp.where(y == 0, 1.0, y))
+    ratio = jnp.where(y == 0, 1 + 0.5 * y, expm1(y) / jnp.where(y == 0, 1.0, y))
     general = 0.5 * b * level * ratio
-    return jnp.where(square, half, jnp.where(welsch, -jnp.expm1(-half), general))
+    return jnp.where(square, half, jnp.where(welsch, -expm1(-half), general))

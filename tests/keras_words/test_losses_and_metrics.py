@@ -82,6 +82,11 @@ def test_compile_knows_the_metric(name):
         ("cosine_similarity", {}),
         ("kl_divergence", {}),
         ("poisson", {}),
+        ("hinge", {}),
+        ("squared_hinge", {}),
+        ("categorical_hinge", {}),
+        ("binary_focal_crossentropy", {}),
+        ("categorical_focal_crossentropy", {}),
         ("mean_absolute_percentage_error", {}),
         ("mean_squared_logarithmic_error", {}),
     ],
@@ -90,6 +95,9 @@ def test_values_are_those_of_keras(name, options):
     keras = pytest.importorskip("keras", reason="Keras is the peer")
     generator = np.random.default_rng(0)
     y_true, y_pred = (generator.dirichlet(np.ones(3), 4).astype(np.float32) for _ in range(2))
+    if "hinge" in name:
+        y_true = np.eye(3, dtype=np.float32)[[0, 2, 1, 1]] * (2 if name != "categorical_hinge" else 1)
+        y_true = y_true - (1 if name != "categorical_hinge" else 0)
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         expected = getattr(keras.losses, name)(y_true, y_pred, **options)
     got = getattr(losses, name)(y_true, y_pred, **options)

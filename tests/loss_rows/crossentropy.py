@@ -1,10 +1,20 @@
 """Cross entropies of two outcomes or of classes."""
 
-from loss_rows import CLASSES, INDEX, SIMPLEX, SOFT, SUBSET, P, Q, Row, Z
+import numpy as np
+
+from loss_rows import CLASSES, INDEX, PER_CLASS, SIMPLEX, SOFT, SUBSET, P, Q, Row, Z
+
+LOG_Q = np.log(Q)
 
 ROWS = {
+    "nll_loss": Row(
+        [(LOG_Q, INDEX, {}), (LOG_Q, INDEX, {"ignore_index": 2, "class_weight": PER_CLASS})],
+        signed=True,
+        aliases=("NLLLoss",),
+    ),
     "sigmoid_binary_cross_entropy": Row(
-        [(Z, SOFT, {}), (Z, SOFT, {"label_smoothing": 0.2})], aliases=("BCEWithLogitsLoss",)
+        [(Z, SOFT, {}), (Z, SOFT, {"label_smoothing": 0.2}), (Z, SOFT, {"pos_weight": PER_CLASS})],
+        aliases=("BCEWithLogitsLoss",),
     ),
     "binary_crossentropy": Row(
         [
@@ -19,13 +29,16 @@ ROWS = {
             (Z, SIMPLEX, {}),
             (Z, SOFT, {"label_smoothing": 0.2}),
             (Z, SIMPLEX, {"where": CLASSES, "label_smoothing": 0.2}),
-        ]
+            (Z, SIMPLEX, {"class_weight": PER_CLASS, "label_smoothing": 0.2, "z_loss": 0.1, "softcap": 3.0}),
+        ],
+        aliases=("safe_softmax_cross_entropy",),
     ),
     "softmax_cross_entropy_with_integer_labels": Row(
         [
             (Z, INDEX, {}),
             (Z, INDEX, {"ignore_index": 2, "label_smoothing": 0.2}),
             (Z, SUBSET, {"where": CLASSES, "label_smoothing": 0.2}),
+            (Z, INDEX, {"class_weight": PER_CLASS, "label_smoothing": 0.2, "z_loss": 0.1, "softcap": 3.0}),
         ],
         aliases=("CrossEntropyLoss",),
     ),

@@ -64,7 +64,8 @@ def test_exact(name, options, dtype):
     values, gradients = step(predictions, targets)
     assert ulps(values, exact) <= row.ulps
     if dtype == "float32":
-        hit = np.array([bool(np.all(p == t)) for p, t in zip(*wide, strict=True)])
+        regression = loss.spec.task == "regression"
+        hit = np.array([regression and bool(np.all(p == t)) for p, t in zip(*wide, strict=True)])
         np.testing.assert_array_equal(gradients[hit], 0)
         pairs = [(number(p), number(t)) for p, t, out in zip(*wide, hit, strict=True) if not out]
         slope = [slopes(lambda p, t=t: f(p, t), p) for p, t in pairs]

@@ -440,3 +440,70 @@ def test_l23_generalized_divergence_of_what_is_near():
 def test_poisson_of_a_rate_of_nothing():
     value, gradient = jax.value_and_grad(losses.poisson)(jnp.array([0.0]), jnp.array([3.0]))
     np.testing.assert_allclose([value, gradient[0]], [90 * np.log(10), -3e30], rtol=4 * u)
+
+
+@pytest.mark.parametrize(
+    "name", ["hinge_loss", "squared_hinge", "perceptron_loss", "soft_margin_loss", "sparsemax_loss"]
+)
+def test_l21_targets_of_the_other_encoding(name):
+    f, z = losses.registry[name], jnp.array([3.0, -5.0])
+    signed = name != "sparsemax_loss"
+    good, bad = ([1, -1], [1, 0]) if signed else ([1, 0], [1, -1])
+    with pytest.raises(ValueError, match=f"{name}: targets must be .* or say encoding="):
+        f(z, np.array(bad))
+    other = f(z, np.array(bad), encoding="binary" if signed else "signed")
+    np.testing.assert_array_equal(f(z, np.array(good)), other)
+    value, gradient = jax.jit(jax.vmap(jax.value_and_grad(f)))(z, jnp.array(bad, jnp.float32))
+    np.testing.assert_array_equal(np.isnan(value), [False, True])
+    np.testing.assert_array_equal(np.isnan(gradient), [False, True])
+    with pytest.raises(ValueError, match="encoding must be among"):
+        f(z, np.array(good), encoding="ternary")
+
+
+def test_margins_are_kinks_of_slope_nothing():
+    for f, z in ((losses.hinge_loss, 1.0), (losses.perceptron_loss, 0.0), (losses.squared_hinge, 1.0)):
+        np.testing.assert_array_equal(jax.grad(lambda z, f=f: f(z, np.ones(1)).sum())(jnp.full(1, z)), 0)
+    for f, z in ((losses.multiclass_hinge_loss, [1.0, 0.0]), (losses.multiclass_perceptron_loss, [1.0, 1.0])):
+        np.testing.assert_array_equal(jax.grad(f)(jnp.array(z), 0), 0)
+
+
+@pytest.mark.parametrize(
+    "name", ["multiclass_hinge_loss", "multiclass_perceptron_loss", "multiclass_sparsemax_loss", "multi_margin_loss"]
+)
+def test_l11_labels_of_multiclass_losses(name):
+    f, z = losses.registry[name], jnp.array([[1.0, 2.0, 3.0]] * 3)
+    with pytest.raises(ValueError, match=r"be in \[0, 3\), got 7"):
+        f(z, np.array([0, 7, 1]))
+    value, gradient = jax.jit(jax.vmap(jax.value_and_grad(f)))(z, jnp.array([0, 7, -1]))
+    np.testing.assert_array_equal(np.isnan(value), [False, True, True])
+    assert np.isnan(gradient[1:]).any(1).all()
+    assert np.isnan(f(jnp.array([[1.0, nan, 3.0]]), [0])).all()
+
+
+def test_l18_k3_focal_at_the_ends():
+    z, y = jnp.array([inf, -inf, inf, -inf, 1e4, -1e4]), jnp.array([1.0, 0, 0, 1, 0, 1])
+    value, gradient = jax.jit(jax.vmap(jax.value_and_grad(losses.sigmoid_focal_loss)))(z, y)
+    np.testing.assert_array_equal(value, [0, 0, inf, inf, 1e4, 1e4])
+    np.testing.assert_array_equal(gradient, [0, 0, 1, -1, 1, -1])
+    for gamma in (0.5, 2.0):
+        for p in (0.0, 1.0):
+            step = jax.value_and_grad(lambda p, g=gamma: losses.binary_focal_crossentropy(p, p, gamma=g).sum())
+            value, gradient = step(jnp.full((1, 1), p, jnp.bfloat16))
+            assert value == 0
+            assert np.isfinite(gradient.astype(jnp.float32)).all()
+    value = losses.categorical_focal_crossentropy(jnp.array([[0.0, 5000.0]]), jnp.array([[1.0, 0]]), from_logits=True)
+    assert value == 1250
+
+
+def test_k21_generalized_entropy_of_nothing():
+    p = jnp.array([[0.0, 0.5, 0.5]])
+    value, gradient = value_and_grad(losses.categorical_generalized_cross_entropy, [0])(p)
+    assert value == pytest.approx(2, rel=4 * u)
+    np.testing.assert_allclose(gradient, [[-1e15, 0, 0]], rtol=1e-4)
+
+
+def test_t2_soft_margin_of_any_score():
+    step = jax.jit(jax.vmap(jax.value_and_grad(losses.soft_margin_loss)))
+    value, gradient = step(jnp.array([89.5, 1e30, -1e30]), jnp.array([-1.0, -1, -1]))
+    np.testing.assert_array_equal(value, np.float32([89.5, 1e30, 0]))
+    np.testing.assert_array_equal(gradient, [1, 1, 0])

@@ -12,14 +12,18 @@ Z, Y, SOFT = random.normal(size=(5, 3)) * 3, random.normal(size=(5, 3)), random.
 P, Q = 1 / (1 + np.exp(-Z)), np.exp(Z) / np.exp(Z).sum(-1, keepdims=True)
 SIMPLEX, INDEX = SOFT / SOFT.sum(-1, keepdims=True), np.array([2, 0, 1, 2, 1], np.int32)
 WHERE = np.arange(3) != ((INDEX + 1) % 3)[:, None]
+SIGNS = np.where(SOFT > 0.5, 1, -1).astype(np.int32)
+BITS, HOT = (SIGNS + 1) // 2, np.eye(3)[INDEX]
+LISTS = np.array([[0, -1, 1], [2, 1, -1], [-1, 0, 0], [1, -1, -1], [0, 2, 1]], np.int32)
 LOG_Q, LOG_T, RATES, COUNTS = np.log(Q), np.log(SIMPLEX), np.exp(Y), 5 * SOFT
 
 
 def agree(ours, theirs, predictions, targets):
     """Values and, for a peer that JAX can differentiate, gradients."""
-    np.testing.assert_allclose(ours(predictions, targets), theirs(predictions, targets), rtol=1e-12)
-    one, two = (jax.jit(jax.grad(lambda p, f=f: jnp.sum(f(p, targets)))) for f in (ours, theirs))
-    np.testing.assert_allclose(one(predictions), two(predictions), rtol=1e-10, atol=1e-14)
+    one, two = (jax.jit(jax.value_and_grad(lambda p, f=f: jnp.sum(f(p, targets)))) for f in (ours, theirs))
+    with jax.numpy_dtype_promotion("standard"):
+        np.testing.assert_allclose(ours(predictions, targets), theirs(predictions, targets), rtol=1e-12, atol=1e-15)
+        np.testing.assert_allclose(one(predictions)[1], two(predictions)[1], rtol=1e-10, atol=1e-14)
 
 
 @pytest.mark.parametrize(
@@ -37,6 +41,17 @@ def agree(ours, theirs, predictions, targets):
         ("kl_divergence", SIMPLEX, {"where": WHERE}),
         ("kl_divergence_with_log_targets", LOG_T, {"axis": 0}),
         ("generalized_kl_divergence", SOFT, {"where": WHERE}),
+        ("hinge_loss", SIGNS, {}),
+        ("perceptron_loss", SIGNS, {}),
+        ("sparsemax_loss", BITS, {}),
+        ("multiclass_hinge_loss", INDEX, {}),
+        ("multiclass_perceptron_loss", INDEX, {}),
+        ("multiclass_sparsemax_loss", INDEX, {}),
+        ("poly_loss_cross_entropy", SIMPLEX, {}),
+        ("poly_loss_cross_entropy", SIMPLEX, {"epsilon": -1.0, "where": WHERE}),
+        ("sigmoid_focal_loss", SOFT, {}),
+        ("sigmoid_focal_loss", SOFT, {"alpha": 0.3, "gamma": 1.3}),
+        ("safe_softmax_cross_entropy", SIMPLEX, {}),
         ("sigmoid_binary_cross_entropy", SOFT, {}),
         ("softmax_cross_entropy", SIMPLEX, {}),
         ("softmax_cross_entropy", SIMPLEX, {"axis": 0}),
@@ -69,6 +84,13 @@ def test_optax_smooth_labels(x64):
         ("mean_squared_logarithmic_error", RATES, COUNTS, {}),
         ("mean_absolute_percentage_error", Z, Y, {}),
         ("poisson", RATES, COUNTS, {}),
+        ("categorical_hinge", Z, HOT, {}),
+        ("binary_focal_crossentropy", P, SOFT, {}),
+        ("binary_focal_crossentropy", P, SOFT, {"apply_class_balancing": True, "label_smoothing": 0.1, "gamma": 1.5}),
+        ("binary_focal_crossentropy", Z, SOFT, {"from_logits": True}),
+        ("categorical_focal_crossentropy", Q, SIMPLEX, {"gamma": 1.5, "label_smoothing": 0.1}),
+        ("categorical_focal_crossentropy", Z, SIMPLEX, {"from_logits": True, "alpha": 0.5}),
+        ("categorical_generalized_cross_entropy", Q, INDEX, {"q": 0.3}),
         ("kullback_leibler_divergence", Q, SIMPLEX, {}),
         ("binary_crossentropy", P, SOFT, {}),
         ("binary_crossentropy", P, SOFT, {"label_smoothing": 0.2}),
@@ -87,7 +109,7 @@ def test_keras(name, predictions, targets, options, x64):
     mine = {"ignore_index" if key == "ignore_class" else key: value for key, value in options.items()}
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         expected = theirs(targets, predictions, **options)
-    np.testing.assert_allclose(ours(predictions, targets, **mine), expected, rtol=5e-7)
+    np.testing.assert_allclose(ours(predictions, targets, **mine), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -102,6 +124,13 @@ def test_keras(name, predictions, targets, options, x64):
         ("poisson_nll_loss", "poisson_nll_loss", RATES, COUNTS, {"log_input": False}, {"log_input": False, "eps": 0}),
         ("kl_divergence", "kl_div", LOG_Q, SIMPLEX, {}, {"reduction": "batchmean"}),
         ("kl_divergence_with_log_targets", "kl_div", LOG_Q, LOG_T, {}, {"reduction": "batchmean", "log_target": True}),
+        ("soft_margin_loss", "soft_margin_loss", Z, SIGNS, {}, {}),
+        ("hinge_embedding_loss", "hinge_embedding_loss", Z, SIGNS, {"margin": 0.4}, {"margin": 0.4}),
+        ("multi_margin_loss", "multi_margin_loss", Z, INDEX, {}, {}),
+        ("multi_margin_loss", "multi_margin_loss", Z, INDEX, {"p": 2, "margin": 0.3}, {"p": 2, "margin": 0.3}),
+        ("multilabel_margin_loss", "multilabel_margin_loss", Z, LISTS, {}, {}),
+        ("multilabel_soft_margin_loss", "multilabel_soft_margin_loss", Z, BITS, {}, {}),
+        ("nll_loss", "nll_loss", LOG_Q, INDEX, {}, {}),
         ("binary_crossentropy", "binary_cross_entropy", P, SOFT, {}, {}),
         ("sigmoid_binary_cross_entropy", "binary_cross_entropy_with_logits", Z, SOFT, {}, {}),
         ("softmax_cross_entropy", "cross_entropy", Z, SIMPLEX, {}, {}),
@@ -120,7 +149,7 @@ def test_keras(name, predictions, targets, options, x64):
 def test_torch(name, function, predictions, targets, mine, theirs, x64):
     torch = pytest.importorskip("torch", reason="torch is the peer")
     p, t = torch.tensor(predictions, requires_grad=True), torch.tensor(targets)
-    t = t.long() if t.dtype == torch.int32 else t
+    t = t.long() if name in ("nll_loss", "multi_margin_loss", "multilabel_margin_loss") or t.ndim == 1 else t
     expected = getattr(torch.nn.functional, function)(p, t, **theirs)
     expected.backward()
     counted = targets != mine.get("ignore_index") if targets.ndim == 1 else None
@@ -226,3 +255,77 @@ def test_members_of_the_robust_family(alpha, member, x64):
         np.testing.assert_allclose(got, member(x), rtol=1e-9)
     slope = jax.grad(lambda a: jnp.sum(losses.general_robust_loss(x, 0 * x, a)))(jnp.asarray(alpha))
     assert np.isfinite(slope)
+
+
+W = np.array([0.5, 2.0, 0.0])
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("dense", [False, True])
+def test_torch_class_weights(dense, smoothing, x64):
+    torch = pytest.importorskip("torch", reason="torch is the peer")
+    name, t = ("softmax_cross_entropy", SIMPLEX) if dense else ("softmax_cross_entropy_with_integer_labels", INDEX)
+    p, target = torch.tensor(Z, requires_grad=True), torch.tensor(t) if dense else torch.tensor(t).long()
+    expected = torch.nn.functional.cross_entropy(
+        p, target, torch.tensor(W), reduction="none", label_smoothing=smoothing
+    )
+    expected.sum().backward()
+    value, back = jax.vjp(lambda p: losses.registry[name](p, t, label_smoothing=smoothing, class_weight=W), Z)
+    np.testing.assert_allclose(value, expected.detach().numpy(), rtol=1e-12)
+    np.testing.assert_allclose(back(np.ones(5))[0], p.grad.numpy(), rtol=1e-10, atol=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("name", "function", "option", "p", "t"),
+    [
+        ("sigmoid_binary_cross_entropy", "binary_cross_entropy_with_logits", "pos_weight", Z, SOFT),
+        ("nll_loss", "nll_loss", "class_weight", LOG_Q, INDEX),
+        ("multi_margin_loss", "multi_margin_loss", "class_weight", Z, INDEX),
+        ("multilabel_soft_margin_loss", "multilabel_soft_margin_loss", "class_weight", Z, BITS),
+    ],
+)
+def test_torch_weights(name, function, option, p, t, x64):
+    torch = pytest.importorskip("torch", reason="torch is the peer")
+    theirs = {("pos_weight" if option == "pos_weight" else "weight"): torch.tensor(W)}
+    target = torch.tensor(t).long() if t.ndim == 1 else torch.tensor(t)
+    expected = getattr(torch.nn.functional, function)(torch.tensor(p), target, reduction="none", **theirs)
+    np.testing.assert_allclose(losses.registry[name](p, t, **{option: W}), expected.numpy(), rtol=1e-12)
+
+
+def test_z_loss_and_softcap_by_their_definitions(x64):
+    capped = 3 * np.tanh(Z / 3)
+    level = np.log(np.exp(capped).sum(-1))
+    for name, t in (("softmax_cross_entropy", SIMPLEX), ("softmax_cross_entropy_with_integer_labels", INDEX)):
+        got = losses.registry[name](Z, t, z_loss=0.1, softcap=3.0)
+        np.testing.assert_allclose(got, losses.registry[name](capped, t) + 0.1 * level**2, rtol=1e-12)
+        assert np.isfinite(losses.registry[name](jnp.full((1, 3), -jnp.inf), t[:1], z_loss=0.1)).all()
+
+
+def test_optax_labels_smoothed(x64):
+    optax = pytest.importorskip("optax", reason="optax is the peer")
+    np.testing.assert_allclose(losses.smooth_labels(SIMPLEX, 0.3), optax.smooth_labels(SIMPLEX, 0.3), rtol=1e-14)
+    np.testing.assert_allclose(losses.smooth_labels(SIMPLEX.T, 0.3, axis=0), losses.smooth_labels(SIMPLEX, 0.3).T)
+    expected = np.where(WHERE, 0.7 * SIMPLEX + 0.15, 0)
+    np.testing.assert_allclose(losses.smooth_labels(SIMPLEX, 0.3, where=WHERE), expected, rtol=1e-14)
+    with pytest.raises(ValueError, match="alpha must be in"):
+        losses.smooth_labels(SIMPLEX, 1.3)
+    with pytest.raises(ValueError, match="where must have the shape"):
+        losses.smooth_labels(SIMPLEX, 0.3, where=WHERE[0])
+    with pytest.raises(TypeError, match="labels must be floating"):
+        losses.smooth_labels(BITS, 0.3)
+
+
+def test_asymmetric_loss_by_its_definition(x64):
+    p = 1 / (1 + np.exp(-Z))
+    shifted = np.maximum(p - 0.2, 0)
+    expected = -SOFT * (1 - p) ** 1.5 * np.log(p) - (1 - SOFT) * shifted**3 * np.log(1 - shifted)
+    got = losses.asymmetric_loss(Z, SOFT, gamma_positive=1.5, gamma_negative=3.0, margin=0.2)
+    np.testing.assert_allclose(got, expected, rtol=1e-12)
+    focal = losses.asymmetric_loss(Z, BITS, gamma_positive=2.0, gamma_negative=2.0, margin=0.0)
+    np.testing.assert_allclose(focal, losses.sigmoid_focal_loss(Z, BITS), rtol=1e-10)
+
+
+def test_softmax_focal_is_the_categorical_one(x64):
+    got = losses.softmax_focal_loss_with_integer_labels(Z, INDEX, gamma=1.5)
+    expected = losses.categorical_focal_crossentropy(Z, HOT, alpha=1.0, gamma=1.5, from_logits=True)
+    np.testing.assert_allclose(got, expected, rtol=1e-12)
