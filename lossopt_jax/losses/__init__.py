@@ -87,6 +87,13 @@ from lossopt_jax.losses._regression import (
     squared_error,
     squared_log_error,
 )
+from lossopt_jax.losses._linear import (
+    clip_loss,
+    linear_softmax_cross_entropy,
+    mean_linear_distillation,
+    mean_linear_softmax_cross_entropy,
+    siglip_loss,
+)
 
 safe_softmax_cross_entropy = softmax_cross_entropy
 convex_kl_divergence = generalized_kl_divergence

@@ -169,7 +169,7 @@ def softmax_cross_entropy(
     Differs from: optax and torch with infinite logits (NaN there), and where a class is certain (0 there).
     """
     outcomes = logits.shape[axis] if where is None else _count(where, axis, logits.dtype)
-    labels, logits = _smooth(labels, label_smoothing, outcomes, where), _capped(logits, softcap)
+    labels, logits = _smooth(labels, label_smoothing, outcomes, where), capped(logits, softcap)
     if class_weight is not None:
         labels = labels * _along(class_weight, labels, axis)
     if where is not None:
@@ -177,7 +177,7 @@ def softmax_cross_entropy(
     return jnp.squeeze(expected_surprise(logits, labels, axis) + _drift(logits, axis, z_loss), axis)
 
 
-def _capped(logits: jax.Array, softcap: Any) -> jax.Array:
+def capped(logits: jax.Array, softcap: Any) -> jax.Array:
     return logits if softcap is None else softcap * jnp.tanh(logits / softcap)
 
 
@@ -246,7 +246,7 @@ def softmax_cross_entropy_with_integer_labels(
     Differs from: optax, which takes −1 for the last class and rounds a sure prediction to 0; torch, whose
     `CrossEntropyLoss` averages over the batch and has ignore_index −100 by default.
     """
-    labels, logits = jnp.expand_dims(labels, axis), _capped(logits, softcap)
+    labels, logits = jnp.expand_dims(labels, axis), capped(logits, softcap)
     if where is not None:
         some = jnp.any(where, axis, keepdims=True)
         logits = jnp.where(some, jnp.where(where, logits, -jnp.inf), 0.0)

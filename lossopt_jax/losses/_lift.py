@@ -174,6 +174,19 @@ def _floats(name: str, argument: str, given: Any) -> jax.Array:
     return as_compute(array)
 
 
+def check_labels(name: str, argument: str, given: Any, classes: int, ignored: int | None, least: int = 0) -> None:
+    """Refuse concrete labels that are no class, nor the ignored one."""
+    values = _values(given)
+    if values is None:
+        return
+    values = values.astype(np.int64)
+    wrong = values[((values < least) | (values >= classes)) & (True if ignored is None else values != ignored)]
+    if wrong.size:
+        must = f"be in [{least}, {classes})" + ("" if ignored is None else f" or ignore_index={ignored}")
+        remedy = "say ignore_index to leave examples out" if ignored is None else "correct the labels"
+        raise ValueError(complaint(name, argument, must, int(wrong[0]), remedy))
+
+
 class _Checks:
     """The arrays of one call: each is checked, and what is wrong with traced values is kept for the result."""
 
@@ -255,19 +268,12 @@ class _Checks:
             elif labels.size == math.prod(expected):
                 remedy = f"reshape {argument} to {expected}"
             raise ValueError(complaint(self.name, argument, must, f"{labels.shape}", remedy))
-        values = _values(given)
-        if values is not None:
-            values = values.astype(np.int64)
-            wrong = values[((values < least) | (values >= classes)) & (True if ignored is None else values != ignored)]
-            if wrong.size:
-                must = f"be in [{least}, {classes})" + ("" if ignored is None else f" or ignore_index={ignored}")
-                remedy = "say ignore_index to leave examples out" if ignored is None else "correct the labels"
-                raise ValueError(complaint(self.name, argument, must, int(wrong[0]), remedy))
+        check_labels(self.name, argument, given, classes, ignored, least)
         if ignored is not None:
             self.ignored = labels == ignored
         labels = labels.astype(jnp.int64 if labels.dtype.itemsize > 4 else jnp.int32)
         valid = (labels >= least) & (labels < classes)
-        if values is None:
+        if _values(given) is None:
             self.unknown = ~valid
         return jnp.where(valid, labels, 0)
 

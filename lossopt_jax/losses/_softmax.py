@@ -18,13 +18,13 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
 
-def _below_top(logits: jax.Array, highest: jax.Array) -> jax.Array:
+def below_top(logits: jax.Array, highest: jax.Array) -> jax.Array:
     return jnp.where(logits == highest, 0.0, logits - highest)
 
 
-def _exponential(logits: jax.Array, highest: jax.Array) -> jax.Array:
+def exponential(logits: jax.Array, highest: jax.Array) -> jax.Array:
     """e^d, with what rounding took from d (Knuth's TwoSum): left out, it is wrong by |d| · ½ ulp."""
-    d = _below_top(logits, highest)
+    d = below_top(logits, highest)
     back = d - logits
     lost = (logits - (d - back)) - (highest + back)
     # a factor: the correction of a tiny e alone would be a denormal, which is flushed
@@ -34,7 +34,7 @@ def _exponential(logits: jax.Array, highest: jax.Array) -> jax.Array:
 def _exponentials(logits: jax.Array, axis: int) -> tuple[jax.Array, jax.Array, jax.Array]:
     """max z, e^d with −1 for the top classes, and r, with one top class left out and those that tie with it in."""
     highest = jnp.max(logits, axis, keepdims=True)
-    signed = jnp.where(logits == highest, -1.0, _exponential(logits, highest))
+    signed = jnp.where(logits == highest, -1.0, exponential(logits, highest))
     highest, signed = jax.lax.optimization_barrier((highest, signed))
     size = jnp.abs(signed)
     ties = jnp.sum(size - signed, axis, keepdims=True) - 2
@@ -46,7 +46,7 @@ def softmax(logits: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
     """−log p and p of every class."""
     highest, signed, r = _exponentials(logits, axis)
     tail, share = jax.lax.optimization_barrier((jnp.log1p(r), 1 / (1 + r)))
-    return tail - _below_top(logits, highest), jnp.abs(signed) * share
+    return tail - below_top(logits, highest), jnp.abs(signed) * share
 
 
 @softmax.defjvp
@@ -94,9 +94,9 @@ def _with_slope_of_label(logits: jax.Array, labels: jax.Array, axis: int) -> tup
     """
     highest = jnp.max(logits, axis, keepdims=True)
     is_label = jax.lax.broadcasted_iota(labels.dtype, logits.shape, axis) == labels
-    others, highest = jax.lax.optimization_barrier((jnp.where(is_label, 0.0, _exponential(logits, highest)), highest))
+    others, highest = jax.lax.optimization_barrier((jnp.where(is_label, 0.0, exponential(logits, highest)), highest))
     rest, own = jnp.sum(others, axis, keepdims=True), jnp.take_along_axis(logits, labels, axis)
-    whole, d = rest + _exponential(own, highest), _below_top(own, highest)
+    whole, d = rest + exponential(own, highest), below_top(own, highest)
     value = jnp.where(d == 0, jnp.log1p(rest), jnp.log(whole) - d)
     rest, share = jax.lax.optimization_barrier((rest, 1 / whole))
     return value, jnp.where(is_label, -rest, others) * share
@@ -150,7 +150,7 @@ def _depth(logits: jax.Array, weights: jax.Array, highest: jax.Array, axis: int)
     plain = jnp.sum(weights * (highest - logits), axis, keepdims=True)
 
     def guarded() -> jax.Array:
-        below = _below_top(logits, highest)
+        below = below_top(logits, highest)
         return jnp.sum(jnp.where(weights == 0, 0.0, -weights * below), axis, keepdims=True)
 
     return jax.lax.cond(jnp.any(jnp.isnan(plain)), guarded, lambda: plain)
