@@ -1,5 +1,6 @@
 """Gradient → update: rules, and what wraps and composes them."""
 
+from lossopt_jax.transforms import tree
 from lossopt_jax.transforms._accumulation import apply_every, multi_steps
 from lossopt_jax.transforms._adam import (
     scale_by_acprop,

@@ -29,7 +29,12 @@ def global_norm(updates: Any) -> jax.Array:
     Differs from: optax, which squares in the leaf's dtype (1000 bfloat16 leaves of four ones give 32 for 63.2).
     Source: Blue 1978, doi:10.1145/355769.355771, for the three sums.
     """
-    leaves = [as_compute(leaf) for leaf in jax.tree.leaves(updates) if is_trainable(leaf)]
+    return length([leaf for leaf in jax.tree.leaves(updates) if is_trainable(leaf)])
+
+
+def length(arrays: list[Any]) -> jax.Array:
+    """The Euclidean norm of some arrays, integers too, as if they were one vector; see `global_norm`."""
+    leaves = [as_compute(x) for x in arrays]
     parts = [part for x in leaves for part in ((jnp.real(x), jnp.imag(x)) if is_complex(x) else (x,)) if part.size]
     dtype = widest_float(part.dtype for part in parts)
     return norm(*(part.astype(dtype) for part in parts)) if parts else jnp.zeros((), dtype)
