@@ -37,7 +37,7 @@ def length(arrays: list[Any]) -> jax.Array:
     leaves = [as_compute(x) for x in arrays]
     parts = [part for x in leaves for part in ((jnp.real(x), jnp.imag(x)) if is_complex(x) else (x,)) if part.size]
     dtype = widest_float(part.dtype for part in parts)
-    return norm(*(part.astype(dtype) for part in parts)) if parts else jnp.zeros((), dtype)
+    return norm(*(x if x.dtype == dtype else x.astype(dtype) for x in parts)) if parts else jnp.zeros((), dtype)
 
 
 def root_mean_square(x: jax.Array) -> jax.Array:
@@ -76,22 +76,32 @@ def clip_by_block_rms(g, slots, t, excess, *, threshold: Annotated[Scalar, POSIT
     return g / excess, {}
 
 
-def shrinking_to(most: jax.Array, norm: jax.Array) -> jax.Array:
-    """min(1, c / ‖g‖), and exactly 1 where that norm is not finite."""
-    shrink = jnp.isfinite(norm) & (norm > most)
-    return jnp.where(shrink, most / jnp.where(shrink, norm, 1), 1)
+def beyond(most: jax.Array, norm: jax.Array) -> jax.Array:
+    """‖g‖ where it is above c, and 0 where there is nothing to shrink or it is not finite."""
+    return jnp.where(jnp.isfinite(norm) & (norm > most), norm, 0)
 
 
-def _shrinking_array(whole, g, slots, t, *, max_norm):
-    return shrinking_to(max_norm, whole.norm(g)), {}
+def shrunk(g: jax.Array, most: jax.Array, norm: jax.Array) -> jax.Array:
+    """g c / ‖g‖ for a norm that is `beyond` c, and exactly g for 0.
+
+    In two steps where the factor alone is below all normal numbers. (c (g / ‖g‖) would not do: XLA makes it g (1/‖g‖).)
+    """
+    shrink = norm > 0
+    norm, lowest = jnp.where(shrink, norm, 1), jnp.asarray(2.0 ** -(jnp.finfo(g.dtype).maxexp * 3 // 4), g.dtype)
+    first = jnp.where((norm > 1) & (most / norm < lowest), lowest, 1)
+    return jnp.where(shrink, most / (norm * first), 1) * (first * g)
+
+
+def _array_beyond(whole, g, slots, t, *, max_norm):
+    return beyond(max_norm, whole.norm(g)), {}
 
 
 @registry.register()
-@leafwise(measure=_shrinking_array)
-def clip_by_norm(g, slots, t, factor, *, max_norm: Scalar):
+@leafwise(measure=_array_beyond)
+def clip_by_norm(g, slots, t, norm, *, max_norm: Scalar):
     """Scale every array down to a norm: u = g · min(1, c / ‖g‖), ‖g‖ of that array alone.
 
-    The factor is exactly 1 where the norm is within c, and where it is not finite. c = 0 gives zeros.
+    The array stays exactly as it is where its norm is within c, and where that is not finite. c = 0 gives zeros.
 
     Args:
       max_norm: c ≥ 0.
@@ -100,7 +110,7 @@ def clip_by_norm(g, slots, t, factor, *, max_norm: Scalar):
     Differs from: optax, which has none; Keras 3's `clipnorm`, the same but for infinite and tiny norms; Keras 2's,
       which is `clip_by_global_norm`.
     """
-    return factor * g, {}
+    return shrunk(g, max_norm, norm), {}
 
 
 def _unit_of(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -110,10 +120,14 @@ def _unit_of(shape: tuple[int, ...]) -> tuple[int, ...]:
     return (0,) if len(shape) <= 3 else tuple(range(len(shape) - 1))
 
 
-def _unitwise_norm(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+def length_of_units(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """The Euclidean norm along some axes, which stay with length 1; it neither overflows nor vanishes where it fits."""
     largest = jnp.max(jnp.abs(x), axes, keepdims=True, initial=0)
-    unit = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
-    return unit * jnp.sqrt(jnp.sum(jnp.square(x / unit), axes, keepdims=True))
+    exponent = jnp.finfo(x.dtype).maxexp
+    middle, shift = 2.0 ** (exponent // 4), 2.0 ** (exponent * 5 // 8)
+    scale = jnp.where(largest > middle, 1 / shift, jnp.where(largest < 1 / middle, shift, 1)).astype(x.dtype)
+    total = jnp.sum(jnp.square(scale * x), axes, keepdims=True)
+    return jnp.where(total == 0, 0, jnp.sqrt(jnp.where(total == 0, 1, total))) * (1 / scale)
 
 
 @registry.register()
@@ -149,22 +163,24 @@ def adaptive_grad_clip(
     Source: Brock et al. 2021, arXiv:2102.06171, equation 3.
     """
     axes = _unit_of(g.shape) if axis is None or g.ndim < 2 else axes_of("adaptive_grad_clip", axis, g.ndim)
-    return shrinking_to(clipping * jnp.maximum(_unitwise_norm(p, axes), eps), _unitwise_norm(g, axes)) * g, {}
+    most = clipping * jnp.maximum(length_of_units(p, axes), eps)
+    return shrunk(g, most, beyond(most, length_of_units(g, axes))), {}
 
 
-def _shrinking(gradients, t, *, max_norm, per_group):
-    return shrinking_to(max_norm, global_norm(gradients).astype(max_norm.dtype))
+def _tree_beyond(gradients, t, *, max_norm, per_group):
+    return beyond(max_norm, global_norm(gradients).astype(max_norm.dtype))
 
 
 @registry.register()
-@treewise(measure=_shrinking, flags=("global_statistic",))
-def clip_by_global_norm(g, slots, t, factor, *, max_norm: Scalar, per_group: bool = False):
+@treewise(measure=_tree_beyond, flags=("global_statistic",))
+def clip_by_global_norm(g, slots, t, norm, *, max_norm: Scalar, per_group: bool = False):
     """Scale the whole tree down to a norm.
 
         u = g · min(1, c / ‖g‖),      ‖g‖ over all leaves
 
-    One float32 factor, multiplied where the gradient is used: exactly 1 where the norm is within c, and where it is
-    not finite, since then no factor helps (a guard such as the train step's must skip the step). c = 0 gives zeros.
+    One float32 norm, which divides the gradient where that is used. The tree stays exactly as it is where its norm is
+    within c, and where that is not finite, since then no factor helps (a guard such as the train step's must skip the
+    step). c = 0 gives zeros.
 
     Args:
       max_norm: c ≥ 0.
@@ -175,4 +191,4 @@ def clip_by_global_norm(g, slots, t, factor, *, max_norm: Scalar, per_group: boo
       1e-6 to the norm.
     Source: Pascanu, Mikolov & Bengio 2013, arXiv:1211.5063.
     """
-    return factor * g, {}
+    return shrunk(g, max_norm, norm), {}

@@ -6,9 +6,22 @@ import jax
 import jax.numpy as jnp
 
 from lossopt_jax._core import NONNEGATIVE, Scalar, random_normal
-from lossopt_jax.transforms._clipping import global_norm
+from lossopt_jax.transforms._clipping import beyond, global_norm, shrunk
 from lossopt_jax.transforms._lift import treewise
 from lossopt_jax.transforms._registry import registry
+
+
+def summed_examples(arrays: list[jax.Array], most: jax.Array) -> tuple[list[jax.Array], jax.Array]:
+    """Σᵢ fᵢ gᵢ over the first axis, and of each example whether fᵢ < 1, where 0 stands for what is not finite."""
+    norms = jax.vmap(global_norm)(arrays)
+    most, finite = most.astype(norms.dtype), jnp.isfinite(norms)
+    longer = beyond(most, norms)
+
+    def total(x: jax.Array) -> jax.Array:
+        usable, norm = (jnp.reshape(v, (-1,) + (1,) * (x.ndim - 1)) for v in (finite, longer.astype(x.dtype)))
+        return jnp.sum(jnp.where(usable, shrunk(x, most.astype(x.dtype), norm), 0), axis=0)
+
+    return list(map(total, arrays)), (longer > 0) | ~finite
 
 
 @registry.register()
@@ -49,14 +62,10 @@ def differentially_private_aggregate(
     """
     if not g:
         return [], {}
-    norms = jax.vmap(global_norm)(g)
-    finite, clip = jnp.isfinite(norms), l2_norm_clip.astype(norms.dtype)
-    factors = jnp.where(norms > clip, clip / jnp.where(norms > clip, norms, 1), 1)
-    deviation, batch = noise_multiplier * l2_norm_clip, max(norms.size, 1)
+    clipped, _ = summed_examples(g, l2_norm_clip)
+    deviation, batch = noise_multiplier * l2_norm_clip, max(g[0].shape[0], 1)
 
-    def noisy_mean(x: jax.Array, seed: jax.Array) -> jax.Array:
-        usable, factor = (jnp.reshape(v, (-1,) + (1,) * (x.ndim - 1)) for v in (finite, factors.astype(x.dtype)))
-        total = jnp.sum(jnp.where(usable, factor * x, 0), axis=0)
-        return (total + deviation.astype(x.dtype) * random_normal(seed, total.shape, x.dtype)) / batch
+    def noisy_mean(total: jax.Array, seed: jax.Array) -> jax.Array:
+        return (total + deviation.astype(total.dtype) * random_normal(seed, total.shape, total.dtype)) / batch
 
-    return [noisy_mean(x, seed) for x, seed in zip(g, seeds, strict=True)], {}
+    return [noisy_mean(total, seed) for total, seed in zip(clipped, seeds, strict=True)], {}

@@ -192,11 +192,10 @@ def test_reductions_neither_overflow_nor_vanish_nor_lose_digits(dtype):
 
 
 def test_an_inner_product_that_fits_is_finite_and_has_its_gradient():
-    x = {"a": jnp.array([1e30, 2e30, 3.0]), "b": jnp.array([1e30])}
-    y = {"a": jnp.array([1e30, 2e30, 5.0]), "b": jnp.array([-4e30])}
-    assert tree.vdot(x, y) == np.inf
-    y["b"] = jnp.array([-5e30])
-    assert abs(float(tree.vdot(x, y))) <= 5e60 * 1e-7
+    x = {"a": jnp.array([2.0**64, 2.0**50]), "b": jnp.array([2.0**64])}
+    y = {"a": jnp.array([2.0**64, 2.0**60]), "b": jnp.array([-(2.0**64)])}
+    assert tree.vdot(x, y) == 2.0**110
+    assert tree.vdot(x, x) == jnp.inf
     slope = jax.grad(tree.vdot)(x, y)
     assert_same(slope, y, 1e-6)
     assert_same(jax.grad(tree.vdot, 1)(x, y), x, 1e-6)

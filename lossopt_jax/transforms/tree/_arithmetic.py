@@ -39,7 +39,7 @@ def over_leaves(where: str, function: Callable[..., Any], tree: Any, *rest: Any,
                 made.append(None)
                 continue
             try:
-                if rest and one_shape and len({shape for x in row if (shape := getattr(x, "shape", ()))}) > 1:
+                if one_shape and len(shapes := {getattr(x, "shape", ()) for x in row}) > 1 and len(shapes - {()}) > 1:
                     raise ValueError(complaint(where, "leaves", "have one shape", f"{[jnp.shape(x) for x in row]}"))
                 made.append(function(*row))
             except Exception as error:
@@ -69,7 +69,7 @@ def _low(dtype: Any) -> bool:
 
 def in_compute_dtype(function: Callable[..., Any], *leaves: Any) -> Any:
     """A function of some leaves, in float32 where they are of half precision, and rounded once."""
-    if not any(_low(dtype_of(x)) for x in leaves):
+    if not any([_low(dtype_of(x)) for x in leaves]):
         return function(*leaves)
     dtype = jnp.result_type(*leaves)
     wide = compute_dtype(dtype)
@@ -123,16 +123,18 @@ class _Factor:
         if jnp.shape(scalar) != ():
             got = f"shape {jnp.shape(scalar)}"
             raise ValueError(complaint(where, "scalar", "be a scalar", got, "multiply by a tree with lo.tree.mul"))
-        self._scalar, self._complex, self._cast = scalar, is_complex(scalar), {}
+        self._scalar, self._cast = scalar, {}
 
     def times(self, x: Any) -> Any:
         """The product in compute dtype; of an integer, or of something real and complex, what `jnp` makes of it."""
-        if not is_trainable(x) or (self._complex and not is_complex(x)):
-            return self._scalar * x
-        dtype = compute_dtype(dtype_of(x))
+        dtype = dtype_of(x)
         if dtype not in self._cast:
-            self._cast[dtype] = jnp.asarray(self._scalar).astype(dtype)
-        return self._cast[dtype] * (x.astype(dtype) if _low(dtype_of(x)) else x)
+            self._cast[dtype] = self._beside(dtype)
+        return self._cast[dtype] * (x.astype(compute_dtype(dtype)) if _low(dtype) else x)
+
+    def _beside(self, dtype: Any) -> Any:
+        kinds = jnp.complexfloating if is_complex(self._scalar) else jnp.inexact
+        return jnp.asarray(self._scalar).astype(compute_dtype(dtype)) if jnp.issubdtype(dtype, kinds) else self._scalar
 
 
 def scale(scalar: Any, tree: Any) -> Any:
@@ -168,11 +170,9 @@ def add_scale(tree_x: Any, scalar: Any, tree_y: Any) -> Any:
     factor = _Factor("tree.add_scale", scalar)
 
     def added(x: Any, y: Any) -> Any:
-        if not (_low(dtype_of(x)) or _low(dtype_of(y))):
-            return x + factor.times(y)
-        return in_compute_dtype(lambda x, y: x + factor.times(y), x, y)
+        return x + factor.times(y)
 
-    return over_leaves("tree.add_scale", added, tree_x, tree_y)
+    return over_leaves("tree.add_scale", functools.partial(in_compute_dtype, added), tree_x, tree_y)
 
 
 def conj(tree: Any) -> Any:

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lossopt_jax._core import as_default_float, compute_dtype, dtype_of, is_complex
+from lossopt_jax._core import as_compute, as_default_float, dtype_of, is_complex
 from lossopt_jax.transforms import _averages
 from lossopt_jax.transforms.tree._arithmetic import over_leaves
 
@@ -14,8 +14,8 @@ def _averaged(where: str, new: Any, updates: Any, moments: Any) -> Any:
     """`new(update, moment)` in compute dtype, as a moment of the old one's dtype."""
 
     def leaf(g: Any, moment: Any) -> Any:
-        wide = (jnp.asarray(x).astype(compute_dtype(dtype_of(x))) for x in (g, moment))
-        return new(*wide).astype(dtype_of(moment))
+        made = new(as_compute(g), as_compute(moment))
+        return made if made.dtype == dtype_of(moment) else made.astype(dtype_of(moment))
 
     return over_leaves(where, leaf, updates, moments)
 
@@ -83,7 +83,7 @@ def bias_correction(moment: Any, decay: Any, count: Any) -> Any:
     held = _averages.bias_correction(as_default_float(decay), as_default_float(count))
 
     def corrected(m: Any) -> jax.Array:
-        wide = compute_dtype(dtype_of(m))
-        return (jnp.asarray(m).astype(wide) / held.astype(wide)).astype(dtype_of(m))
+        wide = as_compute(m)
+        return (wide / held.astype(wide.dtype)).astype(dtype_of(m))
 
     return over_leaves("tree.bias_correction", corrected, moment)

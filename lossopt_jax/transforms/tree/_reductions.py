@@ -36,14 +36,15 @@ def _inner(left: list[jax.Array], right: list[jax.Array]) -> jax.Array:
             operator.add, [jnp.tensordot(x, y, x.ndim, precision=jax.lax.Precision.HIGHEST) for x, y in products]
         )
 
-    def largest(parts: list[jax.Array]) -> jax.Array:
-        return functools.reduce(jnp.maximum, [jnp.max(jnp.abs(x), initial=0) for x in parts])
+    def lowered(parts: list[jax.Array]) -> tuple[list[jax.Array], jax.Array]:
+        exponent = jnp.finfo(parts[0].dtype).maxexp
+        largest = functools.reduce(jnp.maximum, [jnp.max(jnp.abs(x), initial=0) for x in parts])
+        raised = jnp.where(largest > 2.0 ** (exponent // 4), 2.0 ** (exponent * 5 // 8), 1).astype(largest.dtype)
+        return [(1 / raised) * x for x in parts], raised
 
     def again() -> jax.Array:
-        units = largest(left), largest(right)
-        lowered = [[x / unit for x in parts] for parts, unit in zip((left, right), units, strict=True)]
-        whole = total(*lowered) * jnp.minimum(*units) * jnp.maximum(*units)
-        return jnp.where(jnp.isfinite(units[0]) & jnp.isfinite(units[1]), whole, plain)
+        (x, up), (y, too) = lowered(left), lowered(right)
+        return total(x, y) * up * too
 
     plain = total(left, right)
     return jax.lax.cond(jnp.isfinite(plain), lambda: plain, again)
