@@ -5,7 +5,17 @@ from typing import Annotated, Any
 import jax
 import jax.numpy as jnp
 
-from lossopt_jax._core import NONNEGATIVE, POSITIVE, Scalar, as_compute, axes_of, is_complex, is_trainable, widest_float
+from lossopt_jax._core import (
+    NONNEGATIVE,
+    POSITIVE,
+    Scalar,
+    as_compute,
+    axes_of,
+    complaint,
+    is_complex,
+    is_trainable,
+    widest_float,
+)
 from lossopt_jax.kernels import norm
 from lossopt_jax.transforms._lift import elementwise, leafwise, treewise
 from lossopt_jax.transforms._registry import registry
@@ -120,14 +130,68 @@ def _unit_of(shape: tuple[int, ...]) -> tuple[int, ...]:
     return (0,) if len(shape) <= 3 else tuple(range(len(shape) - 1))
 
 
-def length_of_units(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    """The Euclidean norm along some axes, which stay with length 1; it neither overflows nor vanishes where it fits."""
+def powers_of_two(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """What brings the largest absolute value along some axes, which stay, to where squares neither overflow nor vanish.
+
+    1 where it is there.
+    """
     largest = jnp.max(jnp.abs(x), axes, keepdims=True, initial=0)
     exponent = jnp.finfo(x.dtype).maxexp
     middle, shift = 2.0 ** (exponent // 4), 2.0 ** (exponent * 5 // 8)
-    scale = jnp.where(largest > middle, 1 / shift, jnp.where(largest < 1 / middle, shift, 1)).astype(x.dtype)
-    total = jnp.sum(jnp.square(scale * x), axes, keepdims=True)
+    scale = jnp.where(largest > middle, 1 / shift, jnp.where(largest < 1 / middle, shift, 1))
+    return jax.lax.stop_gradient(scale.astype(largest.dtype))
+
+
+def length_of_units(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """The Euclidean norm along some axes, which stay with length 1, finite wherever it fits; its gradient is 0 at 0."""
+    scale = powers_of_two(x, axes)
+    parts = (jnp.real(x), jnp.imag(x)) if is_complex(x) else (x,)
+    total = sum(jnp.sum(jnp.square(scale * part), axes, keepdims=True) for part in parts)
     return jnp.where(total == 0, 0, jnp.sqrt(jnp.where(total == 0, 1, total))) * (1 / scale)
+
+
+def unitwise_norm(x: jax.Array, axis: int | tuple[int, ...] | None = None) -> jax.Array:
+    """The Euclidean norm of every unit, in the place of each of its elements.
+
+    Taken in float32 (float64 where the array is), and finite wherever it fits.
+
+    Args:
+      x: [...], floating, complex or integer.
+      axis: the axes along which the elements of a unit lie; None for those of `adaptive_grad_clip`.
+
+    Returns:
+      float32 or float64, of the shape of `x`.
+
+    Differs from: optax, whose squares overflow and vanish, and which takes five axes at most.
+    """
+    x = as_compute(x)
+    axes = _unit_of(x.shape) if axis is None else axes_of("unitwise_norm", axis, x.ndim)
+    return jnp.broadcast_to(length_of_units(x, axes), x.shape)
+
+
+def unitwise_clip(g_norm: jax.Array, max_norm: jax.Array, grad: jax.Array, div_eps: Any = 1e-6) -> jax.Array:
+    """Scale every unit of a gradient down to a norm: u = g · min(1, c / max(‖g‖, ε)).
+
+    A unit stays exactly as it is where its norm is below c or not finite.
+
+    Args:
+      g_norm: ‖g‖ of each element's unit, as `unitwise_norm` returns it.
+      max_norm: c, of the same shape.
+      grad: g, floating or complex, of the same shape; the result has its dtype.
+      div_eps: ε ≥ 0, what a norm counts as at least.
+
+    Raises:
+      ValueError: shapes that differ.
+    """
+    shapes = [jnp.shape(x) for x in (g_norm, max_norm, grad)]
+    if len(set(shapes)) > 1:
+        raise ValueError(complaint("unitwise_clip", "g_norm, max_norm and grad", "have one shape", f"{shapes}"))
+    g = as_compute(grad)
+    norms, most, least = (jnp.asarray(x).astype(jnp.finfo(g.dtype).dtype) for x in (g_norm, max_norm, div_eps))
+    longer = beyond(most, norms)
+    longer = jnp.where(longer > 0, jnp.maximum(longer, least), 0)
+    parts = [shrunk(part, most, longer) for part in ((jnp.real(g), jnp.imag(g)) if is_complex(g) else (g,))]
+    return (jax.lax.complex(*parts) if is_complex(g) else parts[0]).astype(grad.dtype)
 
 
 @registry.register()

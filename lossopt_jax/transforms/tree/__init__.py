@@ -25,3 +25,4 @@ from lossopt_jax.transforms.tree._moments import (
 )
 from lossopt_jax.transforms.tree._reductions import allclose, max, min, norm, size, sum, vdot
 from lossopt_jax.transforms.tree._search import NamedTupleKey, get, get_all_with_path, set
+from lossopt_jax.transforms.tree._states import map_params
