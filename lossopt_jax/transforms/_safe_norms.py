@@ -49,7 +49,9 @@ def safe_norm(
             return length_of_units(x, axes)
         if ord == 0:  # a count
             return jnp.linalg.norm(x, ord, axis, keepdims=True)
-        return jnp.linalg.norm(scale.astype(x.dtype) * x, ord, axis, keepdims=True) * (1 / scale)
+        found = jnp.linalg.norm(scale.astype(x.dtype) * x, ord, axis, keepdims=True) * (1 / scale)
+        # XLA:CPU's maximum may lose a NaN
+        return jnp.where(jnp.any(jnp.isnan(x), axes, keepdims=True), jnp.nan, found)
 
     small = norm_of(jax.lax.stop_gradient(x)) <= least
     # of ones where the least value counts: the norm's own gradient may be NaN at 0

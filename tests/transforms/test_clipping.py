@@ -131,6 +131,13 @@ def test_safe_norms_fit_wherever_they_do(dtype, size, ord):
     assert slope[3] == 1
 
 
+@pytest.mark.parametrize("ord", [None, 1, np.inf, -np.inf])
+def test_safe_norms_keep_a_nan(ord):
+    x = jnp.zeros(10000).at[3000].set(jnp.nan)
+    assert jnp.isnan(T.safe_norm(x, 1.0, ord))
+    assert jnp.isnan(T.safe_root_mean_squares(x, 1.0))
+
+
 @pytest.mark.parametrize("shape", [(), (5,), (1, 5), (3, 4), (2, 3, 4), (2, 1, 3, 4), (2, 2, 2, 3, 4)])
 @pytest.mark.parametrize("axis", [None, -1])
 @pytest.mark.usefixtures("x64")
