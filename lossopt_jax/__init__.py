@@ -23,6 +23,7 @@ from lossopt_jax.transforms import (
     partition,
     set_hyperparams,
     stochastic_rounding,
+    tree,
 )
 
 __version__ = "0.1.0"

@@ -1,5 +1,6 @@
 """The dtype policy: storage in whatever the user chose, arithmetic in float32 or better."""
 
+import functools
 from collections.abc import Iterable
 from typing import Any
 
@@ -13,6 +14,7 @@ def default_float() -> Any:
     return jnp.result_type(float)
 
 
+@functools.cache
 def compute_dtype(dtype: Any) -> Any:
     """The dtype arithmetic runs in: float32 for integers and half precision; float64 and complex as they are."""
     wide = jnp.issubdtype(dtype, jnp.inexact) and jnp.finfo(dtype).bits >= 32
@@ -26,8 +28,9 @@ def widest_float(dtypes: Iterable[Any]) -> Any:
 
 def as_compute(value: Any) -> jax.Array:
     """`value` as a strongly typed array in its compute dtype."""
-    array = jnp.asarray(value)
-    return jax.lax.convert_element_type(array, compute_dtype(array.dtype))
+    array = value if isinstance(value, jax.Array) else jnp.asarray(value)
+    dtype = compute_dtype(array.dtype)
+    return array if array.dtype == dtype and not array.weak_type else jax.lax.convert_element_type(array, dtype)
 
 
 def as_default_float(value: Any) -> jax.Array:

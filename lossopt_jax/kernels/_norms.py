@@ -104,8 +104,11 @@ def norm(*parts: jax.Array) -> jax.Array:
 @norm.defjvp
 def _norm_jvp(parts: tuple[jax.Array, ...], tangents: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
     length = norm(*parts)
-    divisor = jnp.where(length > 0, length, jnp.ones_like(length))
-    slope = [jnp.sum(x / divisor * dx) for x, dx in zip(parts, tangents, strict=True)]
+    # in two steps, since XLA would multiply by 1/‖x‖, which may be below all normal numbers
+    down, up = _factors(length.dtype)
+    first = jnp.where(length > up, down, jnp.ones_like(down))
+    divisor = jnp.where(length > 0, length, jnp.ones_like(length)) * first
+    slope = [jnp.sum((first * x) / divisor * dx) for x, dx in zip(parts, tangents, strict=True)]
     return length, functools.reduce(jnp.add, slope)
 
 

@@ -1,5 +1,6 @@
 """Gradient → update: rules, and what wraps and composes them."""
 
+from lossopt_jax.transforms import tree
 from lossopt_jax.transforms._accumulation import apply_every, multi_steps
 from lossopt_jax.transforms._adam import (
     scale_by_acprop,
@@ -36,6 +37,8 @@ from lossopt_jax.transforms._clipping import (
     clip_by_global_norm,
     clip_by_norm,
     global_norm,
+    unitwise_clip,
+    unitwise_norm,
 )
 from lossopt_jax.transforms._compile import compile_update
 from lossopt_jax.transforms._compression import compress_state
@@ -111,7 +114,11 @@ from lossopt_jax.transforms._primal_averages import (
     schedule_free,
     schedule_free_eval_params,
 )
-from lossopt_jax.transforms._privacy import differentially_private_aggregate
+from lossopt_jax.transforms._privacy import (
+    differentially_private_aggregate,
+    per_example_global_norm_clip,
+    per_example_layer_norm_clip,
+)
 from lossopt_jax.transforms._projections import (
     project_params,
     projection_box,
@@ -134,6 +141,7 @@ from lossopt_jax.transforms._quasi_newton import scale_by_lbfgs
 from lossopt_jax.transforms._registry import registry
 from lossopt_jax.transforms._rows import scale_by_lazy_adam
 from lossopt_jax.transforms._rule import Axes, Extent, Slot
+from lossopt_jax.transforms._safe_norms import safe_norm, safe_root_mean_squares
 from lossopt_jax.transforms._scaling import (
     add_cautious_weight_decay,
     add_decay_to_initial,
@@ -145,6 +153,7 @@ from lossopt_jax.transforms._scaling import (
     scale_by_learning_rate,
     scale_by_schedule,
 )
+from lossopt_jax.transforms._scheduled import safe_increment, safe_int32_increment
 from lossopt_jax.transforms._second_order import (
     fisher_diag,
     hessian_diag,
@@ -162,3 +171,4 @@ from lossopt_jax.transforms._stateless import (
     stateless_with_tree_map,
     with_extra_args_support,
 )
+from lossopt_jax.transforms.tree import map_params as tree_map_params

@@ -17,7 +17,7 @@ from lossopt_jax._core import (
     map_arrays,
     random_normal,
 )
-from lossopt_jax.transforms._clipping import global_norm
+from lossopt_jax.transforms._clipping import beyond, global_norm, shrunk
 from lossopt_jax.transforms._lift import elementwise, leafwise
 from lossopt_jax.transforms._registry import registry
 from lossopt_jax.transforms._rule import Slot
@@ -144,8 +144,7 @@ def correct_by_previous_gradient(
       code.
     """
     corrected = g + gamma * b1 / (1 - b1) * (g - slots.before)
-    norm = global_norm(corrected)
-    return corrected * jnp.minimum(1, max_norm / jnp.where(norm > 0, norm, 1)), {"before": g}
+    return shrunk(corrected, max_norm, beyond(max_norm, global_norm(corrected))), {"before": g}
 
 
 @jax.custom_jvp

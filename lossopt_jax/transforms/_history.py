@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from lossopt_jax._core import COUNT, POSITIVE, UNIT, Scalar
-from lossopt_jax.transforms._clipping import global_norm, shrinking_to
+from lossopt_jax.transforms._clipping import beyond, global_norm, shrunk
 from lossopt_jax.transforms._guards import BAD_STEPS, counted
 from lossopt_jax.transforms._lift import treewise, wrapper
 from lossopt_jax.transforms._registry import registry
@@ -63,8 +63,9 @@ def clip_by_norm_quantile(
     """
     norm = global_norm(gradients)
     norms = _with(slots.norms, norm)
-    factor = shrinking_to(_quantile(norms, quantile).astype(norm.dtype), norm)
-    return [g * factor.astype(g.dtype) for g in gradients], {"norms": norms}
+    most = _quantile(norms, quantile).astype(norm.dtype)
+    longer = beyond(most, norm)
+    return [shrunk(g, most.astype(g.dtype), longer.astype(g.dtype)) for g in gradients], {"norms": norms}
 
 
 @registry.register()

@@ -17,7 +17,7 @@ from lossopt_jax.transforms._base import (
     WrapperState,
     as_transformation,
 )
-from lossopt_jax.transforms._scheduled import first_values, next_step, next_values, of_types, owned
+from lossopt_jax.transforms._scheduled import first_values, next_values, of_types, owned, safe_increment
 
 _WHERE = "inject_hyperparams"
 
@@ -66,7 +66,7 @@ class Injected(GradientTransformation):
         hyperparams = next_values(self.name, dict(self.arguments), state.hyperparams, state.step, extra)
         updates, inner = self._made(hyperparams)._run(updates, state.inner, params, extra)
         inner = of_types(self.name, "the state inside", state.inner, inner)
-        return updates, WrapperState(inner, next_step(state.step), {}, hyperparams)
+        return updates, WrapperState(inner, safe_increment(state.step), {}, hyperparams)
 
     def __repr__(self) -> str:
         arguments = ", ".join(f"{name}={value!r}" for name, value in self.arguments)

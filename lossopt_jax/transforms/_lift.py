@@ -57,7 +57,7 @@ from lossopt_jax.transforms._base import (
     as_member,
 )
 from lossopt_jax.transforms._rule import Constants, Rule, Slot, declare, program, range_of
-from lossopt_jax.transforms._scheduled import first_values, next_step, next_values
+from lossopt_jax.transforms._scheduled import first_values, next_values, safe_increment
 from lossopt_jax.transforms._selection import run_where
 
 FORWARD = "forward_extra_args"  # the argument that says so of the functions among a rule's arguments
@@ -120,7 +120,7 @@ class _Lifted(GradientTransformation):
 
     def _advance(self, state: Any, extra: dict[str, Any]) -> tuple[jax.Array, jax.Array, dict[str, Hyperparameter]]:
         """The next step, its number t, and the hyperparameters of this update."""
-        step = next_step(state.step)
+        step = safe_increment(state.step)
         hyperparams = next_values(self.name, dict(self.arguments), state.hyperparams, state.step, extra)
         return step, step.astype(default_float()), hyperparams
 

@@ -28,7 +28,7 @@ from lossopt_jax.transforms._clipping import global_norm
 from lossopt_jax.transforms._lift import wrapper
 from lossopt_jax.transforms._registry import registry
 from lossopt_jax.transforms._rule import Slot
-from lossopt_jax.transforms._scheduled import next_step
+from lossopt_jax.transforms._scheduled import safe_increment
 
 
 def _shapes(params: Any, raised: bool = False) -> Any:
@@ -126,7 +126,7 @@ class MeasureWithEma(GradientTransformation):
         return MeasureState(jnp.zeros((), jnp.int32), ema)
 
     def _run(self, updates: Any, state: MeasureState, params: Any, extra: dict[str, Any]) -> tuple[Any, MeasureState]:
-        step = next_step(state.step)
+        step = safe_increment(state.step)
 
         def average(old: jax.Array, x: Any) -> jax.Array | None:
             if x is None:  # no gradient of this leaf in this step

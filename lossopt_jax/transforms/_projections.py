@@ -27,13 +27,13 @@ from lossopt_jax._core import (
     map_arrays,
     none_is_leaf,
     standard_promotion,
-    sums_in_one_loop,
     widest_float,
 )
 from lossopt_jax.kernels import norm
 from lossopt_jax.transforms._base import alongside
 from lossopt_jax.transforms._lift import wrapper
 from lossopt_jax.transforms._registry import registry
+from lossopt_jax.transforms._vectors import accurate_sum
 
 _Vector = list[jax.Array]
 _PROJECTED = "that is projected"
@@ -63,17 +63,8 @@ def _radius(where: str, scale: Any, vector: _Vector) -> jax.Array:
     return jnp.asarray(scale).astype(widest_float(x.dtype for x in vector))
 
 
-@jax.custom_jvp
-def _sum(x: jax.Array) -> jax.Array:
-    """In rows on a CPU, where one loop over a million numbers would lose four digits."""
-    return jax.lax.platform_dependent(x, cpu=lambda x: sums_in_one_loop(x)[0], default=jnp.sum)
-
-
-_sum.defjvp(lambda primals, tangents: (_sum(*primals), jnp.sum(*tangents)))
-
-
 def _total(vector: _Vector) -> jax.Array:
-    return functools.reduce(jnp.add, map(_sum, vector), jnp.zeros((), widest_float(x.dtype for x in vector)))
+    return functools.reduce(jnp.add, map(accurate_sum, vector), jnp.zeros((), widest_float(x.dtype for x in vector)))
 
 
 def _inner(left: _Vector, right: _Vector) -> jax.Array:

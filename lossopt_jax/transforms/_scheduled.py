@@ -16,12 +16,35 @@ from lossopt_jax._core import (
 )
 from lossopt_jax.transforms._base import Hyperparameter
 
-_LAST_STEP = 2**31 - 1
+
+def safe_increment(count: Any) -> jax.Array:
+    """One more; a count that is the largest of its dtype stays there.
+
+    Args:
+      count: an integer or floating array or number.
+
+    Returns:
+      An array of its dtype.
+
+    Raises:
+      TypeError: no real number.
+
+    Example:
+      >>> import jax.numpy as jnp, lossopt_jax as lo
+      >>> lo.transforms.safe_increment(jnp.array([1, 2**31 - 1]))
+      Array([         2, 2147483647], dtype=int32)
+    """
+    count = jnp.asarray(count)
+    if jnp.issubdtype(count.dtype, jnp.integer):
+        most = jnp.iinfo(count.dtype).max
+    elif jnp.issubdtype(count.dtype, jnp.floating):
+        most = jnp.finfo(count.dtype).max
+    else:
+        raise TypeError(complaint("safe_increment", "count", "be an integer or real", count.dtype))
+    return jnp.where(count < jnp.asarray(most, count.dtype), count + 1, count)
 
 
-def next_step(step: jax.Array) -> jax.Array:
-    """One step more; a step past int32 stays there."""
-    return jnp.where(step < _LAST_STEP, step + 1, step)
+safe_int32_increment = safe_increment
 
 
 def owned(tree: Any) -> Any:
