@@ -94,6 +94,12 @@ from lossopt_jax.losses._linear import (
     mean_linear_softmax_cross_entropy,
     siglip_loss,
 )
+from lossopt_jax.losses._triplets import (
+    cosine_embedding_loss,
+    margin_ranking_loss,
+    triplet_margin_loss,
+    triplet_margin_with_distance_loss,
+)
 
 safe_softmax_cross_entropy = softmax_cross_entropy
 convex_kl_divergence = generalized_kl_divergence
