@@ -94,6 +94,21 @@ from lossopt_jax.losses._linear import (
     mean_linear_softmax_cross_entropy,
     siglip_loss,
 )
+from lossopt_jax.losses._segmentation import (
+    binary_dice_loss,
+    boundary_loss,
+    dice_loss,
+    focal_tversky_loss,
+    lovasz_hinge,
+    multiclass_generalized_dice_loss,
+    tversky_loss,
+)
+from lossopt_jax.losses._triplets import (
+    cosine_embedding_loss,
+    margin_ranking_loss,
+    triplet_margin_loss,
+    triplet_margin_with_distance_loss,
+)
 
 safe_softmax_cross_entropy = softmax_cross_entropy
 convex_kl_divergence = generalized_kl_divergence

@@ -151,7 +151,9 @@ def vector_norm(x: jax.Array, p: Any, axis: int) -> jax.Array:
         return jnp.max(size, axis)
     largest = jax.lax.stop_gradient(jnp.max(size, axis, keepdims=True, initial=0.0))
     some = largest > 0
-    ratio = size / jnp.where(some, largest, 1.0)
+    # a divisor whose reciprocal is no denormal, which is flushed
+    shrink = jnp.where(largest > 1, 0.25, 1.0).astype(x.dtype)
+    ratio = size * shrink / jnp.where(some, largest * shrink, 1.0)
     none = ratio == 0
     powers = jnp.where(none, 0.0, jnp.power(jnp.where(none, 1.0, ratio), p))
     total = jnp.sum(powers, axis, keepdims=True)

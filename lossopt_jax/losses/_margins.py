@@ -17,7 +17,7 @@ _OUTCOMES = {"signed": (-1, 1), "binary": (0, 1)}
 _ONE_OR_TWO = Range("be 1 or 2", lambda x: x in (1, 2))
 
 
-def _signs(name: str, targets: jax.Array, encoding: str) -> jax.Array:
+def signed_targets(name: str, targets: jax.Array, encoding: str) -> jax.Array:
     """±1 from targets; what is neither outcome raises, or becomes NaN where it is traced."""
     if encoding not in _OUTCOMES:
         raise ValueError(complaint(name, "encoding", f"be among {sorted(_OUTCOMES)}", repr(encoding)))
@@ -30,7 +30,7 @@ def _signs(name: str, targets: jax.Array, encoding: str) -> jax.Array:
     return signs
 
 
-def _above(x: jax.Array) -> jax.Array:
+def positive_part(x: jax.Array) -> jax.Array:
     """max(x, 0), with slope 0 at 0; NaN stays NaN."""
     return jnp.where(x <= 0, 0.0, x)
 
@@ -63,7 +63,7 @@ def hinge_loss(predictor_outputs: Reals, targets: Reals, encoding: Encoding = "s
     Differs from: optax, which takes any number for a target; Keras, which takes 0 for −1 if no target of the batch is
     −1, and averages the last axis.
     """
-    return _above(1 - _signs("hinge_loss", targets, encoding) * predictor_outputs)
+    return positive_part(1 - signed_targets("hinge_loss", targets, encoding) * predictor_outputs)
 
 
 @loss("SquaredHinge", "squared_hinge_loss", task="binary", event=0, logits=True)
@@ -90,7 +90,7 @@ def squared_hinge(predictor_outputs: Reals, targets: Reals, encoding: Encoding =
 
     Differs from: Keras as `hinge_loss`.
     """
-    return jnp.square(_above(1 - _signs("squared_hinge", targets, encoding) * predictor_outputs))
+    return jnp.square(positive_part(1 - signed_targets("squared_hinge", targets, encoding) * predictor_outputs))
 
 
 @loss(task="binary", event=0, logits=True)
@@ -119,7 +119,7 @@ def perceptron_loss(predictor_outputs: Reals, targets: Reals, encoding: Encoding
 
     Source: Rosenblatt 1958, doi:10.1037/h0042519.
     """
-    return _above(-_signs("perceptron_loss", targets, encoding) * predictor_outputs)
+    return positive_part(-signed_targets("perceptron_loss", targets, encoding) * predictor_outputs)
 
 
 @loss("SoftMarginLoss", task="binary", event=0, logits=True)
@@ -146,7 +146,7 @@ def soft_margin_loss(predictor_outputs: Reals, targets: Reals, encoding: Encodin
 
     Differs from: torch, which overflows from |z| = 89 and averages over everything.
     """
-    signs = _signs("soft_margin_loss", targets, encoding)
+    signs = signed_targets("soft_margin_loss", targets, encoding)
     return sigmoid_binary_cross_entropy(signs * predictor_outputs, jnp.ones_like(signs))
 
 
@@ -175,7 +175,7 @@ def sparsemax_loss(logits: Reals, labels: Reals, encoding: Encoding = "binary"):
     Source: Blondel, Martins & Niculae 2020, arXiv:1901.02324, section 4.4.
     Differs from: optax, which takes any label that is not 0 for 1.
     """
-    lack = -_signs("sparsemax_loss", labels, encoding) * logits
+    lack = -signed_targets("sparsemax_loss", labels, encoding) * logits
     between = jnp.where(jnp.abs(lack) < 1, lack, 0.0)
     return jnp.where(lack >= 1, lack, jnp.where(lack <= -1, 0.0, 0.25 * jnp.square(1 + between) + 0.0 * lack))
 
@@ -203,8 +203,8 @@ def hinge_embedding_loss(distances: Reals, targets: Reals, margin: Scalar = 1.0,
       >>> hinge_embedding_loss(jnp.array([0.5, 0.25]), jnp.array([1, -1]))
       Array([0.5 , 0.75], dtype=float32)
     """
-    signs = _signs("hinge_embedding_loss", targets, encoding)
-    return jnp.where(signs < 0, _above(margin - distances), signs * distances)
+    signs = signed_targets("hinge_embedding_loss", targets, encoding)
+    return jnp.where(signs < 0, positive_part(margin - distances), signs * distances)
 
 
 def _largest(x: jax.Array, axis: int) -> jax.Array:
@@ -235,7 +235,7 @@ def categorical_hinge(scores: Reals, targets: Reals):
 
     Differs from: `multiclass_hinge_loss`, in that the label's own score counts as 0 among the others.
     """
-    return _above(1 + _largest((1 - targets) * scores, -1) - jnp.sum(targets * scores, -1))
+    return positive_part(1 + _largest((1 - targets) * scores, -1) - jnp.sum(targets * scores, -1))
 
 
 def _lead(scores: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -247,7 +247,7 @@ def _lead(scores: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def _highest_lead(scores: jax.Array, labels: jax.Array, margin: float) -> jax.Array:
     lead, is_label = _lead(scores, labels)
-    return _above(_largest(jnp.where(is_label, -jnp.inf, lead + margin), -1))
+    return positive_part(_largest(jnp.where(is_label, -jnp.inf, lead + margin), -1))
 
 
 @loss(task="sparse", event=1, logits=True)
@@ -311,7 +311,7 @@ def _sparsemax(x: jax.Array) -> jax.Array:
     count = jax.lax.broadcasted_iota(x.dtype, x.shape, x.ndim - 1) + 1
     inside = jnp.sum(ordered * count > excess, axis=-1, keepdims=True)
     threshold = jnp.take_along_axis(excess, inside - 1, -1) / inside.astype(x.dtype)
-    return _above(x - threshold)
+    return positive_part(x - threshold)
 
 
 @jax.custom_jvp
@@ -389,7 +389,7 @@ def multi_margin_loss(
     Differs from: torch, which averages over the batch as well.
     """
     lead, is_label = _lead(scores, labels)
-    lack = jnp.where(is_label, 0.0, _above(lead + margin))
+    lack = jnp.where(is_label, 0.0, positive_part(lead + margin))
     value = event_mean(jnp.where(p == 2, lack * lack, lack))
     return value if class_weight is None else jnp.take(class_weight, labels) * value
 
@@ -420,7 +420,7 @@ def multilabel_margin_loss(scores: Reals, labels: Listed):
     listed = jnp.cumsum(labels == -1, axis=-1) == 0
     classes = jax.lax.broadcasted_iota(labels.dtype, (*labels.shape, scores.shape[-1]), labels.ndim)
     chosen = jnp.any((labels[..., None] == classes) & listed[..., None], -2)
-    lack = _above(1 - scores[..., :, None] + scores[..., None, :])
+    lack = positive_part(1 - scores[..., :, None] + scores[..., None, :])
     pairs = chosen[..., :, None] & ~chosen[..., None, :]
     return event_mean(jnp.sum(jnp.where(pairs, lack, 0.0), -2))
 

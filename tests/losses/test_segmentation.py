@@ -1,0 +1,129 @@
+"""Losses of masks against optax, the papers' definitions, and where optax and Keras go wrong."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lossopt_jax import losses
+
+generator = np.random.default_rng(0)
+LOGITS = generator.normal(size=(2, 4, 3, 5)) * 2
+HOT = np.eye(5)[generator.integers(0, 5, (2, 4, 3))]
+MASK = (generator.uniform(size=LOGITS.shape) > 0.6).astype(np.float64)
+WHERE = generator.uniform(size=LOGITS.shape) > 0.3
+CASES = {
+    "dice_loss": [
+        {},
+        {"alpha": 0.3, "beta": 0.9, "smooth": 0.1, "class_weights": np.arange(5.0)},
+        {"reduction": "none", "axis": (1,), "ignore_background": True},
+        {"reduction": "sum"},
+    ],
+    "multiclass_generalized_dice_loss": [{}, {"smooth": 0.2, "ignore_background": True}],
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_dice_is_optaxs(name, x64):
+    optax = pytest.importorskip("optax", reason="the peer")
+    for options in CASES[name]:
+        ours, theirs = (functools.partial(getattr(m, name), **options) for m in (losses, optax.losses))
+        one, g = jax.vjp(ours, LOGITS, HOT)
+        with jax.numpy_rank_promotion("allow"):
+            two, h = jax.vjp(theirs, LOGITS, HOT)
+        np.testing.assert_allclose(one, two, rtol=1e-6)
+        v = generator.normal(size=one.shape)
+        for a, b in zip(g(v), h(v), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-9)
+
+
+def test_one_region_is_optaxs(x64):
+    optax = pytest.importorskip("optax", reason="the peer")
+    expected = optax.losses.binary_dice_loss(LOGITS, MASK, smooth=0.3)
+    np.testing.assert_allclose(losses.binary_dice_loss(LOGITS, MASK, smooth=0.3), expected, rtol=1e-12)
+    np.testing.assert_allclose(losses.dice_loss(LOGITS[..., None], MASK[..., None], smooth=0.3), expected, rtol=1e-12)
+
+
+def test_tversky_is_the_papers(x64):
+    axes, p = (1, 2, 3), 1 / (1 + np.exp(-LOGITS))
+    kept = WHERE.astype(float)
+    tp, fp, fn = ((x * kept).sum(axes) for x in (p * MASK, p * (1 - MASK), (1 - p) * MASK))
+    expected = 1 - (tp + 0.5) / (tp + 0.2 * fp + 0.7 * fn + 0.5)
+    options = {"alpha": 0.2, "beta": 0.7, "smooth": 0.5, "where": WHERE}
+    spoiled = np.where(WHERE, LOGITS, np.nan)
+    np.testing.assert_allclose(losses.tversky_loss(spoiled, MASK, **options), expected, rtol=1e-12)
+    np.testing.assert_allclose(
+        losses.focal_tversky_loss(spoiled, MASK, gamma=2.0, **options), expected**0.5, rtol=1e-12
+    )
+    gradient = jax.grad(lambda z: losses.tversky_loss(z, MASK, **options).sum())(spoiled)
+    np.testing.assert_array_equal(gradient[~WHERE], 0)
+    assert np.isfinite(gradient).all()
+
+
+def test_lovasz_is_the_jaccard_loss_of_what_is_wrong(x64):
+    """The surrogate of a set function equals it on sets: margins of 0 and 1."""
+    bits = np.array(np.meshgrid(*[[0, 1]] * 6)).reshape(6, -1).T
+    true, wrong = bits[:, :3], bits[:, 3:].astype(float)
+    found = np.where(wrong, 1 - true, true)
+    union, both = np.maximum(found, true).sum(-1), np.minimum(found, true).sum(-1)
+    expected = np.where(union, 1 - both / np.maximum(union, 1), 0.0)
+    logits = (2 * true - 1) * (1 - wrong)
+    np.testing.assert_allclose(losses.lovasz_hinge(logits, true), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["dice_loss", "multiclass_generalized_dice_loss"])
+def test_l14_jit_and_empty_masks(name):
+    f = functools.partial(getattr(losses, name), apply_softmax=False, smooth=0.0)
+    p, t = jnp.full((1, 4, 2), 0.5), jnp.ones((1, 4, 2))
+    np.testing.assert_allclose(jax.jit(f)(p, t), 1 / 3, rtol=1e-6)
+    value, gradient = jax.value_and_grad(lambda p: f(p, 0 * t).sum())(0 * p)
+    assert value == 0
+    np.testing.assert_array_equal(gradient, 0)
+
+
+def test_l14_l26_large_masks_of_small_dtypes():
+    hot = np.zeros((1, 512, 512, 3), np.float32)
+    hot[..., 0], hot[:, :3, :3, :2] = 1, (0, 1)
+    expected = losses.multiclass_generalized_dice_loss(np.zeros_like(hot), hot)
+    frequency = np.array([512.0**2 - 9, 9, np.inf]) ** -2.0
+    weights = 3 * frequency / frequency.sum()
+    tp, total = hot.sum((0, 1, 2)) / 3, hot.sum((0, 1, 2)) + 512**2 / 3
+    np.testing.assert_allclose(expected, np.mean(weights * (1 - (tp + 1) / (total / 2 + 1))), rtol=1e-5)
+    for dtype in (jnp.float16, jnp.bfloat16, jnp.int32):
+        got = losses.multiclass_generalized_dice_loss(np.zeros_like(hot), jnp.asarray(hot, dtype))
+        np.testing.assert_array_equal(got, expected)
+    half = losses.multiclass_generalized_dice_loss(jnp.zeros(hot.shape, jnp.float16), jnp.asarray(hot, jnp.float16))
+    np.testing.assert_array_equal(half, expected)
+
+
+def test_k8_k10_alpha_weights_false_positives_and_two_empty_masks_cost_nothing():
+    f = functools.partial(losses.tversky_loss, alpha=1.0, beta=0.0, smooth=0.0, apply_sigmoid=False)
+    np.testing.assert_allclose(f(jnp.array([[1.0, 1], [1, 0]]), jnp.array([[1.0, 0], [1, 1]])), [0.5, 0], rtol=1e-6)
+    none = jnp.zeros((1, 4))
+    for g in (losses.binary_dice_loss, losses.tversky_loss, losses.focal_tversky_loss):
+        value, gradient = jax.value_and_grad(lambda p, g=g: g(p, none, smooth=0.0, apply_sigmoid=False).sum())(none)
+        assert value == 0
+        np.testing.assert_array_equal(gradient, 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"smooth": -1.0}, ValueError, "smooth must"),
+        ({"apply_softmax": 1}, TypeError, "apply_softmax must be True or False"),
+        ({"ignore_background": None}, TypeError, "ignore_background must be True or False"),
+        ({"reduction": "max"}, ValueError, "reduction must be among"),
+        ({"class_weights": np.ones(3)}, ValueError, "class_weights must hold one per class"),
+        ({"where": np.ones((2, 4, 5))}, TypeError, "where must be boolean"),
+        ({"where": np.ones((2, 4), bool)}, ValueError, "where must have the shape"),
+        ({"axis": 7}, ValueError, "axis must"),
+        ({"targets": np.ones((2, 4, 1))}, ValueError, "targets must have the shape"),
+        ({"predictions": np.ones((2, 4, 5), int)}, TypeError, "predictions must be floating"),
+    ],
+)
+def test_arguments_are_checked(options, error, message):
+    given = {"predictions": np.zeros((2, 4, 5), np.float32), "targets": np.zeros((2, 4, 5), np.float32), **options}
+    with pytest.raises(error, match=f"dice_loss: {message}"):
+        losses.dice_loss(**given)
