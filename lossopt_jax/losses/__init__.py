@@ -19,6 +19,10 @@ from lossopt_jax.losses._crossentropy import (
     softmax_cross_entropy_with_integer_labels,
     sparse_categorical_crossentropy,
 )
+from lossopt_jax.losses._ctc import (
+    ctc_loss,
+    ctc_loss_with_forward_probs,
+)
 from lossopt_jax.losses._divergences import (
     bhattacharyya_distance,
     generalized_kl_divergence,
