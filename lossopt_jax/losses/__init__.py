@@ -98,6 +98,10 @@ from lossopt_jax.losses._linear import (
     mean_linear_softmax_cross_entropy,
     siglip_loss,
 )
+from lossopt_jax.losses._contrastive import (
+    ntxent,
+    supervised_contrastive_loss,
+)
 from lossopt_jax.losses._segmentation import (
     binary_dice_loss,
     boundary_loss,

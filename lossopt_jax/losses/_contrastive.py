@@ -1,0 +1,99 @@
+"""Losses of a batch of embeddings, in which every other one is an example or a counterexample."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lossopt_jax._core import POSITIVE, Scalar, as_compute, check_scalar, complaint
+from lossopt_jax.losses._cosine import unit_vectors
+
+
+def _compared(name: str, embeddings: Any, labels: Any, temperature: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Cosines over the temperature [..., N, N], which pairs have one label, and which are no pair."""
+    embeddings, labels = jnp.asarray(embeddings), jnp.asarray(labels)
+    if not jnp.issubdtype(embeddings.dtype, jnp.floating):
+        got = f"{embeddings.dtype}"
+        raise TypeError(complaint(name, "embeddings", "be floating", got, "cast with .astype(jnp.float32)"))
+    if embeddings.ndim < 2:
+        raise ValueError(complaint(name, "embeddings", "be [..., N, D]", f"shape {embeddings.shape}"))
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise TypeError(complaint(name, "labels", "be integer", f"{labels.dtype}", "cast with .astype(jnp.int32)"))
+    if labels.shape != embeddings.shape[:-1]:
+        must = f"have the shape of embeddings {embeddings.shape} without the last axis"
+        raise ValueError(complaint(name, "labels", must, f"{labels.shape}"))
+    check_scalar(name, "temperature", temperature, within=POSITIVE)
+    unit, _ = unit_vectors(as_compute(embeddings), -1)
+    cosines = jnp.einsum("...id,...jd->...ij", unit, unit, precision="highest")
+    same = labels[..., :, None] == labels[..., None, :]
+    itself = jnp.broadcast_to(jnp.eye(labels.shape[-1], dtype=bool), same.shape)
+    return cosines / jnp.asarray(temperature, cosines.dtype), same, itself
+
+
+def ntxent(embeddings: Any, labels: Any, temperature: Scalar = 0.07) -> jax.Array:
+    """Cross entropy of each positive pair among the pairs of different labels, averaged over positive pairs.
+
+        ntxent(x, y) = mean_{i ≠ j, y_i = y_j} −log(e^{s_ij} / (e^{s_ij} + Σ_{k: y_k ≠ y_i} e^{s_ik})),
+        s = cos(x_i, x_j) / τ
+
+    Gradient: 0 if there is no positive pair, and for a zero vector.
+
+    Args:
+      embeddings: [..., N, D], floating, of any length.
+      labels: [..., N], integer; equal ones make a positive pair.
+      temperature: τ > 0.
+
+    Returns:
+      [...], one value per batch of N, float32 for half-precision input; 0 if there is no positive pair.
+
+    Raises:
+      ValueError: shapes do not fit, or τ is not positive.
+      TypeError: embeddings are not floating, or labels not integer.
+
+    Example:
+      >>> x = jnp.array([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0], [0.0, 3.0]])
+      >>> ntxent(x, jnp.array([0, 0, 1, 1]), temperature=1.0)
+      Array(0.5514447, dtype=float32)
+
+    Source: Chen et al. 2020, arXiv:2002.05709.
+    Differs from: optax, which gives NaN without a positive pair.
+    """
+    scores, same, itself = _compared("ntxent", embeddings, labels, temperature)
+    others = jax.nn.logsumexp(jnp.where(same, -jnp.inf, scores), -1, keepdims=True)
+    some = ~jnp.all(same, -1, keepdims=True)
+    costs = jnp.where(some, jax.nn.softplus(jnp.where(some, others, 0.0) - scores), 0.0 * scores)
+    pairs = same & ~itself
+    count = jnp.maximum(jnp.sum(pairs, (-2, -1)), 1).astype(costs.dtype)
+    return jnp.sum(jnp.where(pairs, costs, 0.0), (-2, -1)) / count
+
+
+def supervised_contrastive_loss(embeddings: Any, labels: Any, temperature: Scalar = 0.1) -> jax.Array:
+    """Cross entropy of each embedding's positives among all others, of each embedding.
+
+        L_i = mean_{j ≠ i, y_j = y_i} (log Σ_{k ≠ i} e^{s_ik} − s_ij),      s = cos(x_i, x_j) / τ
+
+    Args:
+      embeddings: [..., N, D], floating, of any length.
+      labels: [..., N], integer; equal ones make a positive pair.
+      temperature: τ > 0.
+
+    Returns:
+      [..., N], float32 for half-precision input; 0, with gradient 0, for an embedding without a positive.
+
+    Raises:
+      ValueError: shapes do not fit, or τ is not positive.
+      TypeError: embeddings are not floating, or labels not integer.
+
+    Example:
+      >>> x = jnp.array([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0]])
+      >>> supervised_contrastive_loss(x, jnp.array([0, 0, 1]), temperature=1.0)
+      Array([0.3132617, 0.3132617, 0.       ], dtype=float32)
+
+    Source: Khosla et al. 2020, arXiv:2004.11362, equation 2.
+    """
+    scores, same, itself = _compared("supervised_contrastive_loss", embeddings, labels, temperature)
+    pairs = same & ~itself
+    some = jnp.any(pairs, -1, keepdims=True)
+    level = jax.nn.logsumexp(jnp.where(itself & some, -jnp.inf, scores), -1, keepdims=True)
+    count = jnp.maximum(jnp.sum(pairs, -1), 1).astype(scores.dtype)
+    return jnp.sum(jnp.where(pairs, level - scores, 0.0), -1) / count
