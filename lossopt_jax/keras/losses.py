@@ -5,6 +5,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from lossopt_jax import losses as _losses
@@ -46,3 +47,13 @@ mean_squared_logarithmic_error = msle = MSLE = target_first(_losses.mean_squared
 poisson = target_first(_losses.poisson)
 sparse_categorical_crossentropy = target_first(_losses.sparse_categorical_crossentropy)
 squared_hinge = _averaged("squared_hinge", _losses.squared_hinge)
+
+
+def _ctc(y_pred: Any, y_true: Any) -> jax.Array:
+    """CTC of logits [B, T, K] and integers [B, N], where 0 is the blank and pads the labels; every frame counts."""
+    y_pred, y_true = jnp.asarray(y_pred), jnp.asarray(y_true)
+    return _losses.ctc_loss(y_pred, jnp.zeros(y_pred.shape[:-1], bool), y_true, y_true == 0)
+
+
+_ctc.__name__ = "ctc_loss"
+ctc = target_first(_ctc)

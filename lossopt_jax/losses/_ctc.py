@@ -117,6 +117,8 @@ def _padding(name: str, argument: str, given: Any, shape: tuple[int, ...]) -> tu
         raise TypeError(complaint(name, argument, "be real or boolean", f"{array.dtype}"))
     if array.shape != shape:
         raise ValueError(complaint(name, argument, f"have the shape {shape}", f"{array.shape}", "nothing broadcasts"))
+    if array.dtype == bool:
+        return array, jnp.zeros(shape[:-1], bool)
     if values is not None:
         wrong = values[(values != 0) & (values != 1)]
         if wrong.size:

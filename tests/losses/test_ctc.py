@@ -190,6 +190,8 @@ def test_batch_axes_and_vmap_are_one():
     np.testing.assert_allclose(losses.ctc_loss(Z, *GIVEN), each, rtol=1e-6)
     nested = [x[:4].reshape(2, 2, *x.shape[1:]) for x in (Z, *GIVEN)]
     np.testing.assert_allclose(jax.jit(losses.ctc_loss)(*nested), each[:4].reshape(2, 2), rtol=1e-6)
+    masks = FRAME_PADS == 1, LABELS, LABEL_PADS == 1
+    np.testing.assert_array_equal(jax.jit(jax.vmap(losses.ctc_loss))(Z, *masks), each)
     half = jax.eval_shape(losses.ctc_loss, jnp.asarray(Z, jnp.bfloat16), *GIVEN)
     assert half.dtype == jnp.float32
 
