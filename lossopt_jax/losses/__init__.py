@@ -94,6 +94,7 @@ from lossopt_jax.losses._linear import (
     mean_linear_softmax_cross_entropy,
     siglip_loss,
 )
+from lossopt_jax.losses._transducer import transducer_loss
 
 safe_softmax_cross_entropy = softmax_cross_entropy
 convex_kl_divergence = generalized_kl_divergence
