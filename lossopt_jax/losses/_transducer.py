@@ -50,6 +50,12 @@ def _left(x: jax.Array) -> jax.Array:
     return jnp.concatenate([x[..., 1:], jnp.full_like(x[..., :1], -jnp.inf)], -1)
 
 
+def _same_for_all(row: float | np.ndarray, stay: jax.Array, move: jax.Array) -> jax.Array:
+    """A row of numbers for each example; the choice changes none, but makes it vary over a mesh as the arcs do."""
+    row = jnp.broadcast_to(jnp.asarray(row, stay.dtype), stay.shape[1:])
+    return jnp.where(jnp.any(stay == move, 0), row, row)
+
+
 def _forward(stay: jax.Array, move: jax.Array) -> tuple[jax.Array, jax.Array]:
     """−log of the weight of all paths, and log weights of reaching each node, relative to the best of its diagonal.
 
@@ -61,8 +67,7 @@ def _forward(stay: jax.Array, move: jax.Array) -> tuple[jax.Array, jax.Array]:
         shift = jax.lax.stop_gradient(_highest(after))
         return after - shift, (reached, shift)
 
-    start = jnp.where(jnp.arange(stay.shape[-1]) == 0, 0.0, -jnp.inf).astype(stay.dtype)
-    start = jnp.broadcast_to(start, stay.shape[1:])
+    start = _same_for_all(np.where(np.arange(stay.shape[-1]) == 0, 0.0, -np.inf), stay, move)
     last, (reached, shifts) = jax.lax.scan(step, start, (stay, move))
     value = -(jnp.sum(shifts, 0) + _log_sum(last))[..., 0]
     return jnp.where(value <= 0, 0.0, value), reached
@@ -84,7 +89,8 @@ def _surprise_of_paths_jvp(primals: Any, tangents: Any) -> Any:
         before = _add(staying, moving)
         return before - jax.lax.stop_gradient(_highest(before)), (arcs[2] + staying, arcs[2] + moving)
 
-    _, over = jax.lax.scan(step, jnp.zeros_like(stay, shape=stay.shape[1:]), (stay, move, reached), reverse=True)
+    end = _same_for_all(0.0, stay, move)
+    _, over = jax.lax.scan(step, end, (stay, move, reached), reverse=True)
     total = _log_sum(jnp.concatenate(over, -1))
     shares = [_exponential(x - jnp.where(total == -jnp.inf, 0.0, total)) for x in over]
     along = sum(jnp.where(s == 0, 0.0, s * t) for s, t in zip(shares, tangents, strict=True))

@@ -165,3 +165,15 @@ def test_bad_input_is_refused():
     ]:
         with pytest.raises(error, match=f"transducer_loss: {match}"):
             loss(**{**good, **bad})
+
+
+def test_examples_over_a_mesh_and_none_at_all():
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    data = jax.sharding.PartitionSpec("data")
+    given = np.zeros((2, 3), np.float32), np.ones((2, 1), np.int8), np.zeros((2, 1), np.float32)
+    step = jax.shard_map(loss, mesh=mesh, in_specs=data, out_specs=data)
+    value, gradient = jax.jit(jax.value_and_grad(lambda z: step(z, *given).sum()))(np.zeros((2, 3, 2, 300), np.float32))
+    np.testing.assert_allclose(value, 2 * (4 * np.log(300) - np.log(3)), rtol=1e-6)
+    assert np.isfinite(gradient).all()
+    nothing = np.zeros((0, 3, 2, 4), np.float32), np.zeros((0, 3)), np.zeros((0, 1), int), np.zeros((0, 1))
+    assert loss(*nothing).shape == (0,)
