@@ -117,6 +117,7 @@ from lossopt_jax.losses._triplets import (
     triplet_margin_loss,
     triplet_margin_with_distance_loss,
 )
+from lossopt_jax.losses._transducer import transducer_loss
 
 safe_softmax_cross_entropy = softmax_cross_entropy
 convex_kl_divergence = generalized_kl_divergence
