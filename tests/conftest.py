@@ -18,13 +18,23 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Of a test with many cases, the rounds on other JAX versions run every third one; the rest is marked `once`."""
+    """Of a test with many cases, the rounds on other JAX versions run every third one; the rest is marked `once`.
+
+    The laws of one row run one after the other, so that each finds the programs that the ones before it compiled.
+    """
     cases = collections.Counter()
     for item in items:
         test = item.path, getattr(item, "originalname", item.name)
         cases[test] += 1
         if cases[test] > 20 and cases[test] % 3:
             item.add_marker(pytest.mark.once)
+    first = {}
+    place = {}
+    for number, item in enumerate(items):
+        params = item.callspec.params if hasattr(item, "callspec") else {}
+        row = params.get("row", params.get("tx", item))
+        place[item] = first.setdefault((item.path, id(row)), number)
+    items.sort(key=place.__getitem__)
 
 
 _tests = itertools.count(1)
