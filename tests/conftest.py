@@ -3,6 +3,7 @@
 import collections
 import itertools
 import os
+from pathlib import Path
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -18,23 +19,34 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Of a test with many cases, the rounds on other JAX versions run every third one; the rest is marked `once`."""
+    """Of a test with many cases, the rounds on other JAX versions run every third one; the rest is marked `once`.
+
+    The laws of one row run one after the other, so that each finds the programs that the ones before it compiled.
+    """
     cases = collections.Counter()
     for item in items:
         test = item.path, getattr(item, "originalname", item.name)
         cases[test] += 1
         if cases[test] > 20 and cases[test] % 3:
             item.add_marker(pytest.mark.once)
+    first = {}
+    place = {}
+    for number, item in enumerate(items):
+        params = item.callspec.params if hasattr(item, "callspec") else {}
+        row = params.get("row", params.get("tx", item))
+        place[item] = first.setdefault((item.path, id(row)), number)
+    items.sort(key=place.__getitem__)
 
 
+MAPPINGS = Path("/proc/self/maps")
 _tests = itertools.count(1)
 
 
 @pytest.fixture(autouse=True)
 def few_programs():
-    """Forget compiled programs from time to time: each is some memory mappings, of which Linux allows 65,530."""
+    """Forget compiled programs when they are many: each is some memory mappings, of which Linux allows 65,530."""
     yield
-    if next(_tests) % 400 == 0:
+    if next(_tests) % 50 == 0 and (not MAPPINGS.exists() or MAPPINGS.read_bytes().count(b"\n") > 12_000):
         jax.clear_caches()
 
 
