@@ -4,6 +4,15 @@ Predictions come first. Nothing broadcasts between predictions and targets, half
 float32, and every loss is in `registry` by its name and aliases, with what it is in `.spec`.
 """
 
+from lossopt_jax.losses._angular import (
+    arcface_loss,
+    cosface_loss,
+)
+from lossopt_jax.losses._contrastive import (
+    circle_loss,
+    ntxent,
+    supervised_contrastive_loss,
+)
 from lossopt_jax.losses._cosine import (
     cosine_distance,
     cosine_similarity,
@@ -55,6 +64,13 @@ from lossopt_jax.losses._likelihoods import (
     poisson_nll_loss,
     student_t_nll_loss,
 )
+from lossopt_jax.losses._linear import (
+    clip_loss,
+    linear_softmax_cross_entropy,
+    mean_linear_distillation,
+    mean_linear_softmax_cross_entropy,
+    siglip_loss,
+)
 from lossopt_jax.losses._margins import (
     categorical_hinge,
     hinge_embedding_loss,
@@ -69,6 +85,10 @@ from lossopt_jax.losses._margins import (
     soft_margin_loss,
     sparsemax_loss,
     squared_hinge,
+)
+from lossopt_jax.losses._ranking import (
+    make_fenchel_young_loss,
+    ranking_softmax_loss,
 )
 from lossopt_jax.losses._reductions import (
     mean,
@@ -91,17 +111,6 @@ from lossopt_jax.losses._regression import (
     squared_error,
     squared_log_error,
 )
-from lossopt_jax.losses._linear import (
-    clip_loss,
-    linear_softmax_cross_entropy,
-    mean_linear_distillation,
-    mean_linear_softmax_cross_entropy,
-    siglip_loss,
-)
-from lossopt_jax.losses._contrastive import (
-    ntxent,
-    supervised_contrastive_loss,
-)
 from lossopt_jax.losses._segmentation import (
     binary_dice_loss,
     boundary_loss,
@@ -111,13 +120,15 @@ from lossopt_jax.losses._segmentation import (
     multiclass_generalized_dice_loss,
     tversky_loss,
 )
+from lossopt_jax.losses._transducer import (
+    transducer_loss,
+)
 from lossopt_jax.losses._triplets import (
     cosine_embedding_loss,
     margin_ranking_loss,
     triplet_margin_loss,
     triplet_margin_with_distance_loss,
 )
-from lossopt_jax.losses._transducer import transducer_loss
 
 safe_softmax_cross_entropy = softmax_cross_entropy
 convex_kl_divergence = generalized_kl_divergence

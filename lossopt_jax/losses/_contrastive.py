@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from lossopt_jax._core import POSITIVE, Scalar, as_compute, check_scalar, complaint
 from lossopt_jax.losses._cosine import unit_vectors
+from lossopt_jax.losses._divergences import log_sum
 
 
 def _compared(name: str, embeddings: Any, labels: Any, temperature: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -97,3 +98,49 @@ def supervised_contrastive_loss(embeddings: Any, labels: Any, temperature: Scala
     level = jax.nn.logsumexp(jnp.where(itself & some, -jnp.inf, scores), -1, keepdims=True)
     count = jnp.maximum(jnp.sum(pairs, -1), 1).astype(scores.dtype)
     return jnp.sum(jnp.where(pairs, level - scores, 0.0), -1) / count
+
+
+def circle_loss(
+    embeddings: Any,
+    labels: Any,
+    *,
+    gamma: Scalar = 80.0,
+    margin: Scalar = 0.4,
+) -> jax.Array:
+    """Each pair pulls the harder, the farther it is from where it should be; one value per embedding.
+
+        circle_loss(x, y)_i = log(1 + Σ_{p: y_p = y_i, p ≠ i} e^{γ (δ² − m²)} ·
+            Σ_{n: y_n ≠ y_i} e^{γ [1 + m − δ]₊ (1 − m − δ)}),      δ = 1 − cos(x_i, ·)
+
+    Gradient: 0 where an embedding has no positive or no negative, and for a zero vector.
+
+    Args:
+      embeddings: [..., N, D], floating, of any length.
+      labels: [..., N], integer; equal ones make a positive pair.
+      gamma: γ > 0.
+      margin: m.
+
+    Returns:
+      [..., N], float32 for half-precision input.
+
+    Raises:
+      ValueError: shapes do not fit, or γ is not positive.
+      TypeError: embeddings are not floating, or labels not integer.
+
+    Example:
+      >>> circle_loss(jnp.eye(2)[jnp.array([0, 0, 1])], jnp.array([0, 0, 1]), gamma=1.0, margin=0.0)
+      Array([0.6931472, 0.6931472, 0.       ], dtype=float32)
+
+    Source: Sun et al. 2020, arXiv:2002.10857.
+    Differs from: Keras, which takes embeddings of length 1 as they are, and references of their own.
+    """
+    check_scalar("circle_loss", "margin", margin)
+    cosines, same, itself = _compared("circle_loss", embeddings, labels, 1.0)
+    check_scalar("circle_loss", "gamma", gamma, within=POSITIVE)
+    gamma, margin = (jnp.asarray(x, cosines.dtype) for x in (gamma, margin))
+    gap = jnp.where(cosines > 1, 0.0, 1 - cosines)
+    pull = gamma * (gap - margin) * (gap + margin)
+    push = gamma * jnp.where(gap > 1 + margin, 0.0, 1 + margin - gap) * (1 - margin - gap)
+    total = log_sum(same & ~itself, pull, -1) + log_sum(~same, push, -1)
+    none = total == -jnp.inf
+    return jnp.where(none, 0.0, jax.nn.softplus(jnp.where(none, 0.0, total)))

@@ -231,7 +231,7 @@ def jensen_shannon_divergence(log_predictions: Reals, log_targets: Reals, axis: 
     return _total(where, jnp.where(one, lonely, jnp.where(near, close, apart)), axis)
 
 
-def _log_sum(where: Any, exponents: jax.Array, axis: int) -> jax.Array:
+def log_sum(where: Any, exponents: jax.Array, axis: int) -> jax.Array:
     """log Σ e^x, −∞ where nothing is left, with gradient 0 there."""
     exponents = exponents if where is None else jnp.where(where, exponents, -jnp.inf)
     highest = jax.lax.stop_gradient(jnp.max(exponents, axis, keepdims=True))
@@ -279,7 +279,7 @@ def renyi_divergence(
     log_p, log_t = _select(where, log_predictions, log_targets)
     none = log_t == -jnp.inf
     exponents = alpha * jnp.where(none, 0.0, log_t) + (1 - alpha) * jnp.where(none, 0.0, log_p)
-    value = _log_sum(where, jnp.where(none, -jnp.inf, exponents), axis) / (alpha - 1)
+    value = log_sum(where, jnp.where(none, -jnp.inf, exponents), axis) / (alpha - 1)
     return _unless_all_out(where, value, axis)
 
 
@@ -315,7 +315,7 @@ def bhattacharyya_distance(log_predictions: Reals, log_targets: Reals, axis: int
     log_p, log_t = _select(where, log_predictions, log_targets)
     none = (log_p == -jnp.inf) | (log_t == -jnp.inf)
     both = 0.5 * jnp.where(none, 0.0, log_p) + 0.5 * jnp.where(none, 0.0, log_t)
-    value = -_log_sum(where, jnp.where(none, -jnp.inf, both), axis)
+    value = -log_sum(where, jnp.where(none, -jnp.inf, both), axis)
     return _unless_all_out(where, value, axis)
 
 
