@@ -86,6 +86,13 @@ from lossopt_jax.losses._margins import (
     sparsemax_loss,
     squared_hinge,
 )
+from lossopt_jax.losses._preferences import (
+    dpo_loss,
+    ipo_loss,
+    orpo_loss,
+    simpo_loss,
+    token_log_probs,
+)
 from lossopt_jax.losses._ranking import (
     make_fenchel_young_loss,
     ranking_softmax_loss,
