@@ -26,6 +26,7 @@ class Row(NamedTuple):
     largest: the largest size of predictions whose value and gradient are finite.
     signed: whether values may be negative.
     detached: arguments whose gradient is not that of the value, on purpose.
+    apart: how far two programs of it may be apart, in units of the largest number: more where terms cancel.
     aliases: other names of it in the registry.
     exact: (mpmath, prediction, target, **options) → the value in 50 digits, of numbers, or of lists along the event
       axis; or None.
@@ -37,6 +38,7 @@ class Row(NamedTuple):
     largest: float = 1e18
     signed: bool = False
     detached: tuple[str, ...] = ()
+    apart: float = 2e-7
     aliases: tuple[str, ...] = ()
     exact: Any = None
     grid: tuple[Any, Any] | None = None

@@ -43,8 +43,9 @@ ROWS = {
     "renyi_divergence": Row(
         [(LOG_Q, LOG_T, {}), (LOG_Q, LOG_T, {"alpha": 2.0}), (LOG_Q, LOG_T, {**MASKED, "alpha": 0.3})],
         signed=True,
+        apart=1e-6,
         largest=1e18,
     ),
-    "bhattacharyya_distance": Row([(LOG_Q, LOG_T, {}), (LOG_Q, LOG_T, MASKED)], signed=True),
+    "bhattacharyya_distance": Row([(LOG_Q, LOG_T, {}), (LOG_Q, LOG_T, MASKED)], signed=True, apart=1e-6),
     "hellinger_distance": Row([(LOG_Q, LOG_T, {}), (LOG_Q, LOG_T, MASKED)], largest=80),
 }

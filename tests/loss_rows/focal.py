@@ -43,7 +43,7 @@ ROWS = {
     "softmax_focal_loss_with_integer_labels": Row(
         [(Z, INDEX, {}), (Z, INDEX, {"gamma": 0.5, "ignore_index": 2})], aliases=("softmax_focal_loss",)
     ),
-    "poly_loss_cross_entropy": Row([(Z, SIMPLEX, {}), (Z, SIMPLEX, {"epsilon": -1.0, "where": CLASSES})]),
+    "poly_loss_cross_entropy": Row([(Z, SIMPLEX, {}), (Z, SIMPLEX, {"epsilon": -1.0, "where": CLASSES})], apart=1e-6),
     "asymmetric_loss": Row([(Z, SOFT, {}), (Z, SOFT, {"gamma_negative": 2.5, "margin": 0.2})], aliases=("ASL",)),
     "categorical_generalized_cross_entropy": Row(
         [(Q, INDEX, {}), (Q, INDEX, {"q": 0.2, "ignore_index": 2})],
