@@ -86,6 +86,10 @@ from lossopt_jax.losses._margins import (
     sparsemax_loss,
     squared_hinge,
 )
+from lossopt_jax.losses._noisy import (
+    bi_tempered_loss,
+    symmetric_cross_entropy,
+)
 from lossopt_jax.losses._preferences import (
     dpo_loss,
     ipo_loss,

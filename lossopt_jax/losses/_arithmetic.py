@@ -52,3 +52,19 @@ def expm1(x: jax.Array) -> jax.Array:
 @expm1.defjvp
 def _expm1_jvp(primals: Any, tangents: Any) -> Any:
     return jnp.expm1(primals[0]), jnp.exp(primals[0]) * tangents[0]
+
+
+@jax.custom_jvp
+def exp_excess(d: jax.Array) -> jax.Array:
+    """e^d − 1 − d, by its series where that would cancel."""
+    small = jnp.abs(d) < 0.5
+    x = jnp.where(small, d, 0.0)
+    series = jnp.zeros_like(d)
+    for n in range(16 if d.dtype == jnp.float64 else 9, 1, -1):
+        series = (series + 1) * x / n
+    return jnp.where(small, series * x, jnp.expm1(d) - d)
+
+
+@exp_excess.defjvp
+def _exp_excess_jvp(primals: Any, tangents: Any) -> Any:
+    return exp_excess(*primals), jnp.expm1(primals[0]) * tangents[0]

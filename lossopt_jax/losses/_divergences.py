@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from lossopt_jax._core import Range, Scalar
-from lossopt_jax.losses._arithmetic import floored_log
+from lossopt_jax.losses._arithmetic import exp_excess, floored_log
 from lossopt_jax.losses._lift import Mask, Nonnegative, Reals, Unit, loss
 
 _ORDER = Range("be > 0 and not 1", lambda x: x > 0 and x != 1)
@@ -106,22 +106,6 @@ def kl_divergence_with_log_targets(log_predictions: Reals, log_targets: Reals, a
     return _total(where, _times(t, log_t - jnp.where(none, 0.0, log_p)), axis)
 
 
-@jax.custom_jvp
-def _exp_excess(d: jax.Array) -> jax.Array:
-    """e^d − 1 − d, by its series where that would cancel."""
-    small = jnp.abs(d) < 0.5
-    x = jnp.where(small, d, 0.0)
-    series = jnp.zeros_like(d)
-    for n in range(16 if d.dtype == jnp.float64 else 9, 1, -1):
-        series = (series + 1) * x / n
-    return jnp.where(small, series * x, jnp.expm1(d) - d)
-
-
-@_exp_excess.defjvp
-def _exp_excess_jvp(primals: Any, tangents: Any) -> Any:
-    return _exp_excess(*primals), jnp.expm1(primals[0]) * tangents[0]
-
-
 @loss("convex_kl_divergence", task="categorical", event=1, logits=True)
 def generalized_kl_divergence(log_predictions: Reals, targets: Nonnegative, axis: int = -1, where: Mask = None):
     """Kullback–Leibler divergence of measures that need not sum to 1.
@@ -158,7 +142,7 @@ def generalized_kl_divergence(log_predictions: Reals, targets: Nonnegative, axis
     free = jnp.where(none, jnp.exp(jnp.where(none, log_p, 0.0)), 0.0)
     # where t vanishes beside p, t e^d would be 0 · ∞
     far = d > 16
-    excess = jnp.where(far, jnp.exp(jnp.where(far, log_p, 0.0)) - t * (1 + d), t * _exp_excess(jnp.where(far, 0.0, d)))
+    excess = jnp.where(far, jnp.exp(jnp.where(far, log_p, 0.0)) - t * (1 + d), t * exp_excess(jnp.where(far, 0.0, d)))
     return _total(where, jnp.where(none, free, excess), axis)
 
 

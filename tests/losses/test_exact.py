@@ -54,7 +54,8 @@ def ulps(got, exact):
 def test_exact(name, options, dtype):
     row, loss = ROWS[name], losses.registry[name]
     with np.errstate(over="ignore"):
-        predictions, targets = (jnp.asarray(np.asarray(x), dtype) for x in (PAIRS if row.grid is None else row.grid))
+        pair = (np.asarray(x) for x in (PAIRS if row.grid is None else row.grid))
+        predictions, targets = (jnp.asarray(x, dtype if x.dtype.kind == "f" else x.dtype) for x in pair)
     usable = jnp.isfinite(predictions.reshape(len(predictions), -1)).all(1)
     predictions, targets = predictions[usable], targets[usable]
     wide = [np.asarray(x.astype(jnp.float32)) for x in (predictions, targets)]
