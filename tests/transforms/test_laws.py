@@ -38,6 +38,7 @@ FREE |= {"per_example_global_norm_clip", "per_example_layer_norm_clip", "unitwis
 FREE |= {"averaged_params", "incremental_update", "periodic_update"}
 FREE |= {"fisher_diag", "hessian_diag", "hvp", "make_perturbed_fun", "multi_normal", "scale_gradient"}
 FREE |= {"base_hungarian_algorithm", "hungarian_algorithm", "matrix_inverse_pth_root", "nnls", "power_iteration"}
+FREE |= {"flatten", "map_stacked", "orthogonalize_via_newton_schulz", "polar_express_coefficients"}
 FREE |= {"get_measurements", "init_empty_state", "measure_with_ema", "with_extra_args_support"}
 FREE |= {"gpa_eval_params", "schedule_free_eval_params", "value_and_grad_from_state"}
 
