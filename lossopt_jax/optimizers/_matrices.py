@@ -112,4 +112,4 @@ def muon(
             nesterov=nesterov,
         ),
     }
-    return partition(groups, param_labels)
+    return chain(partition(groups, param_labels))

@@ -206,7 +206,7 @@ def _refusal(tx: GradientTransformation) -> str | None:
         return "a transform whose arithmetic this library does not know"
     rule: Rule = tx.rule
     if rule.lift == "leafwise" or "by_shape" in rule.flags:
-        return "a rule, which sees where a leaf ends"
+        return f"a {rule.lift} rule, which sees where a leaf ends"
     if "key" in rule.needs:
         return "a rule whose random bits depend on each leaf's path"
     if rule.lift == "wrapper" and rule.name not in _WRAPPERS:
