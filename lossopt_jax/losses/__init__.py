@@ -10,6 +10,7 @@ from lossopt_jax.losses._angular import (
 )
 from lossopt_jax.losses._contrastive import (
     circle_loss,
+    info_nce,
     ntxent,
     supervised_contrastive_loss,
 )
