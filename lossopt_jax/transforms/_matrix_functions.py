@@ -134,10 +134,9 @@ def orthogonal(
     largest = jnp.where(largest > 0, largest, 1)
     x, eps = x / largest, eps / largest
     gram = None
-    if preconditioning == "frobenius":
-        x = x / (_size(x) + eps)
-    elif preconditioning == "spectral":
-        x = x / (jnp.linalg.norm(x, 2, (-2, -1), keepdims=True) + eps)
+    if preconditioning in ("frobenius", "spectral"):
+        size = _size(x) if preconditioning == "frobenius" else jnp.linalg.norm(x, 2, (-2, -1), keepdims=True)
+        x = x / jnp.where(size == 0, 1, size + eps)
     else:
         gram = product(x, _transposed(x))
         sizes = jnp.sum(jnp.abs(gram), -1, keepdims=True) if preconditioning == "aol" else _size(gram)
@@ -173,7 +172,8 @@ def orthogonalize_via_newton_schulz(
         steps), "polar_express" (`polar_express_coefficients(ns_steps)`).
       ns_steps: k, an integer ≥ 1; not looked at where each step has its own coefficients.
       preconditioning: by what X is divided first: "frobenius" ‖X‖; "spectral" its largest singular value, which costs
-        far more than the steps; "aol" each row by √Σⱼ|A|ᵢⱼ; "schatten" √‖A‖.
+        far more than the steps; "schatten" √‖A‖; "aol" each row (of the shorter side) by √Σⱼ|A|ᵢⱼ, which turns the
+        vectors a little.
       eps: ε ≥ 0.
       precision: of the products; None for JAX's default, which is bfloat16 on TPU.
 
