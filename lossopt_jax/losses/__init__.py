@@ -10,6 +10,7 @@ from lossopt_jax.losses._angular import (
 )
 from lossopt_jax.losses._contrastive import (
     circle_loss,
+    info_nce,
     ntxent,
     supervised_contrastive_loss,
 )
@@ -98,6 +99,9 @@ from lossopt_jax.losses._preferences import (
     token_log_probs,
 )
 from lossopt_jax.losses._ranking import (
+    approx_ndcg_loss,
+    lambda_rank_loss,
+    list_mle_loss,
     make_fenchel_young_loss,
     ranking_softmax_loss,
 )

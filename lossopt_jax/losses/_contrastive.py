@@ -1,5 +1,6 @@
 """Losses of a batch of embeddings, in which every other one is an example or a counterexample."""
 
+import functools
 from typing import Any
 
 import jax
@@ -8,27 +9,39 @@ import jax.numpy as jnp
 from lossopt_jax._core import POSITIVE, Scalar, as_compute, check_scalar, complaint
 from lossopt_jax.losses._cosine import unit_vectors
 from lossopt_jax.losses._divergences import log_sum
+from lossopt_jax.losses._softmax import surprise_of_label
+
+
+def _rows(name: str, argument: str, given: Any) -> jax.Array:
+    """Embeddings [..., N, D], checked."""
+    rows = jnp.asarray(given)
+    if not jnp.issubdtype(rows.dtype, jnp.floating):
+        raise TypeError(complaint(name, argument, "be floating", f"{rows.dtype}", "cast with .astype(jnp.float32)"))
+    if rows.ndim < 2:
+        raise ValueError(complaint(name, argument, "be [..., N, D]", f"shape {rows.shape}"))
+    return as_compute(rows)
+
+
+def _cosines(name: str, one: jax.Array, two: jax.Array, temperature: Any) -> jax.Array:
+    """Cosines of each of one with each of two, over the temperature."""
+    check_scalar(name, "temperature", temperature, within=POSITIVE)
+    (one, _), (two, _) = unit_vectors(one, -1), unit_vectors(two, -1)
+    cosines = jnp.einsum("...id,...jd->...ij", one, two, precision="highest")
+    return cosines / jnp.asarray(temperature, cosines.dtype)
 
 
 def _compared(name: str, embeddings: Any, labels: Any, temperature: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Cosines over the temperature [..., N, N], which pairs have one label, and which are no pair."""
-    embeddings, labels = jnp.asarray(embeddings), jnp.asarray(labels)
-    if not jnp.issubdtype(embeddings.dtype, jnp.floating):
-        got = f"{embeddings.dtype}"
-        raise TypeError(complaint(name, "embeddings", "be floating", got, "cast with .astype(jnp.float32)"))
-    if embeddings.ndim < 2:
-        raise ValueError(complaint(name, "embeddings", "be [..., N, D]", f"shape {embeddings.shape}"))
+    embeddings, labels = _rows(name, "embeddings", embeddings), jnp.asarray(labels)
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise TypeError(complaint(name, "labels", "be integer", f"{labels.dtype}", "cast with .astype(jnp.int32)"))
     if labels.shape != embeddings.shape[:-1]:
         must = f"have the shape of embeddings {embeddings.shape} without the last axis"
         raise ValueError(complaint(name, "labels", must, f"{labels.shape}"))
-    check_scalar(name, "temperature", temperature, within=POSITIVE)
-    unit, _ = unit_vectors(as_compute(embeddings), -1)
-    cosines = jnp.einsum("...id,...jd->...ij", unit, unit, precision="highest")
+    scores = _cosines(name, embeddings, embeddings, temperature)
     same = labels[..., :, None] == labels[..., None, :]
     itself = jnp.broadcast_to(jnp.eye(labels.shape[-1], dtype=bool), same.shape)
-    return cosines / jnp.asarray(temperature, cosines.dtype), same, itself
+    return scores, same, itself
 
 
 def ntxent(embeddings: Any, labels: Any, temperature: Scalar = 0.07) -> jax.Array:
@@ -98,6 +111,52 @@ def supervised_contrastive_loss(embeddings: Any, labels: Any, temperature: Scala
     level = jax.nn.logsumexp(jnp.where(itself & some, -jnp.inf, scores), -1, keepdims=True)
     count = jnp.maximum(jnp.sum(pairs, -1), 1).astype(scores.dtype)
     return jnp.sum(jnp.where(pairs, level - scores, 0.0), -1) / count
+
+
+def info_nce(queries: Any, keys: Any, negatives: Any = None, temperature: Scalar = 0.07) -> jax.Array:
+    """Cross entropy of each query's own key among all keys, and among negatives that all queries share.
+
+        info_nce(q, k, n)_i = −log(e^{cos(q_i, k_i) / τ} / (Σ_j e^{cos(q_i, k_j) / τ} + Σ_m e^{cos(q_i, n_m) / τ}))
+
+    Gradient: 0 for a zero vector. It flows into keys and negatives too; MoCo's have `jax.lax.stop_gradient`.
+
+    Args:
+      queries: [..., N, D], floating, of any length.
+      keys: [..., N, D], same shape; the key of each query stands in the same row.
+      negatives: [..., M, D] with the same leading axes, or None.
+      temperature: τ > 0.
+
+    Returns:
+      [..., N], one value per query, float32 for half-precision input; 0 where there is no other key and no negative.
+
+    Raises:
+      ValueError: shapes do not fit, or τ is not positive.
+      TypeError: queries, keys or negatives are not floating.
+
+    Example:
+      >>> info_nce(jnp.eye(2), jnp.eye(2), temperature=0.5)
+      Array([0.126928, 0.126928], dtype=float32)
+
+    Source: van den Oord, Li & Vinyals 2018, arXiv:1807.03748, with cosines; He et al. 2020, arXiv:1911.05722.
+    `clip_loss` is the same both ways, the similarities never whole in memory.
+    """
+    queries, keys = _rows("info_nce", "queries", queries), _rows("info_nce", "keys", keys)
+    if keys.shape != queries.shape:
+        raise ValueError(complaint("info_nce", "keys", f"have the shape of queries, {queries.shape}", f"{keys.shape}"))
+    others = [keys]
+    if negatives is not None:
+        negatives = _rows("info_nce", "negatives", negatives)
+        if (*negatives.shape[:-2], negatives.shape[-1]) != (*keys.shape[:-2], keys.shape[-1]):
+            must = f"be [..., M, D] with the leading axes and the D of queries, {queries.shape}"
+            raise ValueError(complaint("info_nce", "negatives", must, f"{negatives.shape}"))
+        others.append(negatives)
+    dtype = functools.reduce(jnp.promote_types, [x.dtype for x in (queries, *others)])
+    every = jnp.concatenate([x.astype(dtype) for x in others], -2)
+    scores = _cosines("info_nce", queries.astype(dtype), every, temperature)
+    if not scores.size:
+        return jnp.zeros(scores.shape[:-1], dtype)
+    own = jnp.broadcast_to(jnp.arange(scores.shape[-2])[:, None], (*scores.shape[:-1], 1))
+    return jnp.squeeze(surprise_of_label(scores, own, scores.ndim - 1), -1)
 
 
 def circle_loss(
