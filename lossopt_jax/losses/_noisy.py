@@ -50,7 +50,7 @@ def symmetric_cross_entropy(
 
     Example:
       >>> symmetric_cross_entropy(jnp.array([[2.0, 0.0]]), jnp.array([1]))
-      Array([3.7358807], dtype=float32)
+      Array([3.735881], dtype=float32)
 
     Source: Wang et al. 2019, arXiv:1908.06112, equations 5 to 8.
     """
@@ -117,7 +117,6 @@ def _tempered_surprise_jvp(axis: int, primals: Any, tangents: Any) -> Any:
     return s, jnp.where(none, 0.0, jnp.exp(-r * finite) * (c - x))
 
 
-@jax.custom_jvp
 def _gap(d: jax.Array, q: jax.Array) -> jax.Array:
     """∫₀^d e^(q v) (e^v − 1) dv = (e^((1+q) d) − 1) / (1 + q) − (e^(q d) − 1) / q ≥ 0, for q ≥ 0."""
     near = jnp.abs(d) < 1
@@ -126,10 +125,36 @@ def _gap(d: jax.Array, q: jax.Array) -> jax.Array:
     return jnp.where(near, close, jnp.expm1((1 + q) * far) / (1 + q) - _per(q, jnp.expm1(q * far), far))
 
 
-@_gap.defjvp
-def _gap_jvp(primals: Any, tangents: Any) -> Any:
-    d, q = primals
-    return _gap(d, q), jnp.exp(jnp.where(q == 0, 0.0, q * d)) * expm1(d) * tangents[0]
+@functools.partial(jax.custom_jvp, nondiff_argnums=(4,))
+def _divergence(logits: jax.Array, t: jax.Array, q: jax.Array, r: jax.Array, axis: int) -> jax.Array:
+    """Σ_j t_j^(1+q) gap(log p_j − log t_j): the Bregman divergence of t from p, with q = 1 − t₁ and r = t₂ − 1."""
+    s = tempered_surprise(logits, r, axis)
+    none = t < 1e-15  # such smoothing is below all that matters, and t e^d would be 0 · ∞
+    some = jnp.where(none, 1.0, t)
+    d = jnp.where(none, 0.0, -s - jnp.log(some))
+    return jnp.sum(jnp.where(none, jnp.exp(-(1 + q) * s) / (1 + q), some ** (1 + q) * _gap(d, q)), axis)
+
+
+@_divergence.defjvp
+def _divergence_jvp(axis: int, primals: Any, tangents: Any) -> Any:
+    """In differences from the likeliest class, so that what all classes share cancels exactly.
+
+    ∂/∂z_k = w_k (b_k − Σ_j w_j b_j),      w_j = p_j^(1+r) / S,  b_j = S p_j^(q−1) (p_j − t_j)
+    """
+    logits, t, q, r = primals
+    s = tempered_surprise(logits, r, axis)
+    surplus = jnp.where(t > 0.5, expm1(-s) + (1 - t), jnp.exp(-s) - t)
+    w = jnp.exp(-(1 + r) * s)
+    whole = jnp.sum(w, axis, keepdims=True)
+    w = w / whole
+    far = (1 - q) * s > 60
+    b = whole * jnp.exp(jnp.where(far, 0.0, (1 - q) * s)) * surplus
+    top = jax.nn.one_hot(jnp.argmin(s, axis), s.shape[axis], dtype=jnp.bool_, axis=axis)
+    b_top = jnp.sum(jnp.where(top, b, 0.0), axis, keepdims=True)
+    vanishing = jnp.exp(-(q + r) * jnp.where(jnp.isinf(s), 0.0, s)) * surplus - w * b_top  # b is not finite there
+    apart = jnp.where(top, 0.0, jnp.where(far, jnp.where(jnp.isinf(s), 0.0, vanishing), w * (b - b_top)))
+    slope = apart - w * jnp.sum(apart, axis, keepdims=True)
+    return _divergence(*primals, axis), jnp.sum(slope * tangents[0], axis)
 
 
 @loss("BiTempered", task="sparse", event=1, logits=True)
@@ -150,7 +175,8 @@ def bi_tempered_loss(
     t₁ < 1 bounds the loss, by 1/(1−t₁), so that an outlier far away does not count more and more; t₂ > 1 lets the
     probability of other classes fall like a power, which helps with labels wrong near the boundary. t₁ = t₂ = 1 is the
     softmax cross entropy. λ is found to the last bits by Newton's method, and its derivatives follow from Σ p = 1. No
-    term is negative or cancels. The temperatures are constants to the gradient.
+    term is negative or cancels. The temperatures and the
+    smoothing are constants to the gradient.
 
     Args:
       logits: [..., C], floating; classes along `axis`.
@@ -177,10 +203,6 @@ def bi_tempered_loss(
     the other classes, and in λ, for which it makes 5 steps of an iteration.
     """
     q, r = (jax.lax.stop_gradient(jnp.asarray(t, logits.dtype)) for t in (1 - t1, t2 - 1))
-    s, classes = tempered_surprise(logits, r, axis), logits.shape[axis]
     hot = jax.lax.broadcasted_iota(labels.dtype, logits.shape, axis) == jnp.expand_dims(labels, axis)
-    t = _smooth(hot.astype(logits.dtype), label_smoothing, classes)
-    none = t < 1e-15  # such smoothing is below all that matters, and t e^d would be 0 · ∞
-    some = jnp.where(none, 1.0, t)
-    d = jnp.where(none, 0.0, -s - jnp.log(some))  # log p − log t
-    return jnp.sum(jnp.where(none, jnp.exp(-(1 + q) * s) / (1 + q), some ** (1 + q) * _gap(d, q)), axis)
+    t = _smooth(hot.astype(logits.dtype), label_smoothing, logits.shape[axis])
+    return _divergence(logits, jax.lax.stop_gradient(t), q, r, axis)
