@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import lossopt_jax as lo
+from lossopt_jax.transforms._views import SplitRealAndImaginary
 
 T, O = lo.transforms, lo.optimizers
 
@@ -20,6 +21,7 @@ class Row(NamedTuple):
 
     restless: it may move although gradients and parameters are zero.
     unbounded: its updates grow with the gradients, so that a few of the largest ones leave float16.
+    magnifies: how many times a rounding of its input may show in its result.
     """
 
     build: Any
@@ -28,6 +30,7 @@ class Row(NamedTuple):
     other: float | None = None
     restless: bool = False
     unbounded: bool = False
+    magnifies: int = 1
 
 
 def halved(updates, params):
@@ -136,6 +139,15 @@ def lifts(tx):
     """The lifts of all rules in a composition."""
     own = {tx.rule.lift} if hasattr(tx, "rule") else set()
     return own.union(*map(lifts, tx._members()))
+
+
+def refuses_complex(tx):
+    """Whether a rule in it sees where a leaf ends, of which there is no complex form."""
+    if isinstance(tx, SplitRealAndImaginary):
+        return False
+    rule = getattr(tx, "rule", None)
+    own = rule is not None and (rule.lift == "leafwise" or "by_shape" in rule.flags or rule.seen is not None)
+    return own or any(map(refuses_complex, tx._members()))
 
 
 TRANSFORMS = {
@@ -285,6 +297,14 @@ TRANSFORMS = {
     "normalize": Row(lambda x: lo.chain(T.normalize(), O.sgd(x)), "learning_rate", 0.1, 0.01),
     "sam": Row(lambda x: T.sam(O.adam(x), lo.chain(T.normalize(), T.scale(-0.05))), "learning_rate", 0.1, 0.01),
     "scale_by_sophia": Row(partial(T.scale_by_sophia, update_interval=2), "b1", 0.9, 0.5),
+    # matrices
+    "scale_by_apollo": Row(lambda x: T.scale_by_apollo(2, 3, 4.0, T.scale_by_adam(x)), "b1", 0.9, 0.5, unbounded=True),
+    "scale_by_galore": Row(lambda x: T.scale_by_galore(2, 3, 0.5, T.scale_by_adam(x)), "b1", 0.9, 0.5),
+    "scale_by_muon": Row(lambda x: T.scale_by_muon(beta=x), "beta", 0.9, 0.5, magnifies=4),  # small singular values
+    "scale_by_shape": Row(lambda x: lo.chain(T.scale_by_shape(), O.sgd(x)), "learning_rate", 0.1, 0.01, unbounded=True),
+    "split_real_and_imaginary": Row(
+        lambda x: T.split_real_and_imaginary(T.scale_by_trust_ratio(x)), "min_norm", 30.0, 20.0
+    ),
     # averages of points
     "gpa": Row(lambda x: lo.chain(O.adam(x), T.gpa()), "learning_rate", 0.1, 0.01),
     "lookahead": Row(lambda x: T.lookahead(O.adam(x), 2, 0.5), "learning_rate", 0.1, 0.01),
@@ -356,6 +376,13 @@ OPTIMIZERS = {
     "adamh": Row(O.adamh, "learning_rate", 0.1, 0.01),
     "dpsgd": Row(lambda x: OfOneExample(O.dpsgd(x, 0.5, 0.0, momentum=0.9)), "learning_rate", 0.1, 0.01),
     "sophia": Row(partial(O.sophia, weight_decay_mask=matrices), "learning_rate", 0.1, 0.01),
+    # matrices
+    "apollo": Row(
+        partial(O.apollo, rank=2, weight_decay=0.1, mask=matrices), "learning_rate", 0.1, 0.01, unbounded=True
+    ),
+    "apollo_mini": Row(partial(O.apollo_mini, weight_decay=0.1), "learning_rate", 0.1, 0.01, unbounded=True),
+    "galore": Row(partial(O.galore, rank=2, weight_decay=0.1, mask=matrices), "learning_rate", 0.1, 0.01),
+    "muon": Row(partial(O.muon, weight_decay=0.1), "learning_rate", 0.1, 0.01),
     # averages of points
     "cautious_adamw": Row(partial(O.cautious_adamw, mask=matrices), "learning_rate", 0.1, 0.01),
     "cautious_lion": Row(O.cautious_lion, "learning_rate", 0.1, 0.01),

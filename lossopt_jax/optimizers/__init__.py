@@ -42,7 +42,8 @@ from lossopt_jax.optimizers._loss_driven import (
     momo_adam,
     polyak_sgd,
 )
-from lossopt_jax.optimizers._memory_lean import adafactor, adam_mini, came, sm3
+from lossopt_jax.optimizers._matrices import muon
+from lossopt_jax.optimizers._memory_lean import adafactor, adam_mini, apollo, apollo_mini, came, galore, sm3
 from lossopt_jax.optimizers._privacy import dpsgd
 from lossopt_jax.optimizers._sign import lion, rprop, sign_sgd, signum
 from lossopt_jax.optimizers._quasi_newton import lbfgs, levenberg_marquardt

@@ -1,4 +1,4 @@
-"""Optimizers that remember less than one number per parameter of second moment."""
+"""Optimizers that remember less than two numbers per parameter."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,9 +11,12 @@ from lossopt_jax.transforms import (
     clip_by_block_rms,
     ema,
     scale,
+    scale_by_adam,
     scale_by_adam_mini,
+    scale_by_apollo,
     scale_by_came,
     scale_by_factored_rms,
+    scale_by_galore,
     scale_by_learning_rate,
     scale_by_param_block_rms,
     scale_by_sm3,
@@ -154,4 +157,109 @@ def adam_mini(
     Source: Zhang et al. 2024, arXiv:2406.16793.
     """
     rule = scale_by_adam_mini(b1, b2, eps, shared_axes)
+    return chain(rule, add_decayed_weights(weight_decay, mask), scale_by_learning_rate(learning_rate))
+
+
+@registry.register(by_name={"learning_rate": 0.01})
+def galore(
+    learning_rate: Any,
+    rank: int = 128,
+    update_proj_gap: int = 200,
+    scale: float = 1.0,
+    base_optimizer: Any = None,
+    weight_decay: Any = 0.0,
+    mask: Any = None,
+) -> GradientTransformation:
+    """Adam on the projection of each matrix's gradient on its leading singular vectors.
+
+    scale_by_galore → add_decayed_weights → scale_by_learning_rate
+
+    By name: learning_rate 0.01.  Memory: 2 × rank × the shorter axis + rank × the longer one, for each matrix.
+
+    Args:
+      learning_rate: η ≥ 0, a number, an array or a schedule.
+      rank: r, an integer ≥ 1.
+      update_proj_gap: steps between two projections, an integer ≥ 1.
+      scale: α ≥ 0, of the projected updates; 0.25 in the paper.
+      base_optimizer: the rule that runs on the projections; None for `scale_by_adam()`.
+      weight_decay: λ ≥ 0, multiplied by learning_rate.
+      mask: where to decay, as in `adamw`.
+
+    Source: Zhao et al. 2024, arXiv:2403.03507.
+    """
+    rule = scale_by_galore(rank, update_proj_gap, scale, base_optimizer)
+    return chain(rule, add_decayed_weights(weight_decay, mask), scale_by_learning_rate(learning_rate))
+
+
+@registry.register(by_name={"learning_rate": 0.01})
+def apollo(
+    learning_rate: Any,
+    rank: int = 256,
+    update_proj_gap: int = 200,
+    scale: float = 1.0,
+    b1: Any = 0.9,
+    b2: Any = 0.999,
+    eps: Any = 1e-8,
+    weight_decay: Any = 0.0,
+    mask: Any = None,
+    *,
+    seed: int = 0,
+) -> GradientTransformation:
+    """AdamW whose rates per channel are learned from a random projection of the gradient.
+
+    scale_by_apollo → add_decayed_weights → scale_by_learning_rate
+
+    By name: learning_rate 0.01.  Memory: 2 × rank × the longer axis, for each matrix.
+
+    Args:
+      learning_rate: η ≥ 0, a number, an array or a schedule.
+      rank: r, an integer ≥ 1.
+      update_proj_gap: steps between two projections, an integer ≥ 1.
+      scale: α ≥ 0, whose root multiplies the steps of matrices.
+      b1: β₁ in [0, 1).
+      b2: β₂ in [0, 1).
+      eps: ε ≥ 0, outside the root.
+      weight_decay: λ ≥ 0, multiplied by learning_rate.
+      mask: where to decay, as in `adamw`.
+      seed: of the projections, an integer in [0, 2³²).
+
+    Source: Zhu et al. 2024, arXiv:2412.05270.
+    """
+    rule = scale_by_apollo(rank, update_proj_gap, scale, scale_by_adam(b1, b2, eps), seed=seed)
+    return chain(rule, add_decayed_weights(weight_decay, mask), scale_by_learning_rate(learning_rate))
+
+
+@registry.register(by_name={"learning_rate": 0.01})
+def apollo_mini(
+    learning_rate: Any,
+    update_proj_gap: int = 200,
+    scale: float = 128.0,
+    b1: Any = 0.9,
+    b2: Any = 0.999,
+    eps: Any = 1e-8,
+    weight_decay: Any = 0.0,
+    mask: Any = None,
+    *,
+    seed: int = 0,
+) -> GradientTransformation:
+    """AdamW with one rate per matrix, learned from one random direction: the memory of SGD.
+
+    scale_by_apollo (rank 1, per tensor) → add_decayed_weights → scale_by_learning_rate
+
+    By name: learning_rate 0.01.  Memory: 2 × the longer axis, for each matrix.
+
+    Args:
+      learning_rate: η ≥ 0, a number, an array or a schedule.
+      update_proj_gap: steps between two projections, an integer ≥ 1.
+      scale: α ≥ 0, whose root multiplies the steps of matrices.
+      b1: β₁ in [0, 1).
+      b2: β₂ in [0, 1).
+      eps: ε ≥ 0, outside the root.
+      weight_decay: λ ≥ 0, multiplied by learning_rate.
+      mask: where to decay, as in `adamw`.
+      seed: of the projections, an integer in [0, 2³²).
+
+    Source: Zhu et al. 2024, arXiv:2412.05270, section 4.3.
+    """
+    rule = scale_by_apollo(1, update_proj_gap, scale, scale_by_adam(b1, b2, eps), per="tensor", seed=seed)
     return chain(rule, add_decayed_weights(weight_decay, mask), scale_by_learning_rate(learning_rate))

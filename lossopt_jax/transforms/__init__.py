@@ -90,8 +90,15 @@ from lossopt_jax.transforms._line_search import (
     value_and_grad_from_state,
 )
 from lossopt_jax.transforms._linear_algebra import matrix_inverse_pth_root, nnls, power_iteration
+from lossopt_jax.transforms._low_rank import scale_by_apollo, scale_by_galore
+from lossopt_jax.transforms._matrix_functions import (
+    map_stacked,
+    orthogonalize_via_newton_schulz,
+    polar_express_coefficients,
+)
 from lossopt_jax.transforms._microbatching import microbatch
 from lossopt_jax.transforms._monitoring import measure_update, measure_with_ema, monitor, snapshot
+from lossopt_jax.transforms._muon import scale_by_muon, scale_by_shape
 from lossopt_jax.transforms._offload import offload_state
 from lossopt_jax.transforms._packing import pack_small
 from lossopt_jax.transforms._parameter_averages import (
@@ -171,4 +178,5 @@ from lossopt_jax.transforms._stateless import (
     stateless_with_tree_map,
     with_extra_args_support,
 )
+from lossopt_jax.transforms._views import flatten, split_real_and_imaginary
 from lossopt_jax.transforms.tree import map_params as tree_map_params

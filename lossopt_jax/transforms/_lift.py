@@ -56,7 +56,7 @@ from lossopt_jax.transforms._base import (
     WrapperState,
     as_member,
 )
-from lossopt_jax.transforms._rule import Constants, Rule, Slot, declare, program, range_of
+from lossopt_jax.transforms._rule import Axes, Constants, Rule, Slot, declare, fresh, program, range_of
 from lossopt_jax.transforms._scheduled import first_values, next_values, safe_increment
 from lossopt_jax.transforms._selection import run_where
 
@@ -117,6 +117,12 @@ class _Lifted(GradientTransformation):
             return map_arrays(lambda x, path: compressed(x, self.storage, slot.nonnegative, path), made, paths)
 
         return step, {name: make(name, slot) for name, slot in self.rule.slots.items()}, hyperparams
+
+    def _refuse_complex(self, params: Any) -> None:
+        for path, leaf in zip(leaf_paths(params), jax.tree.leaves(params, is_leaf=none_is_leaf), strict=True):
+            if is_trainable(leaf) and is_complex(leaf):
+                where = f"the parameter at {path!r}"
+                raise TypeError(complaint(self.name, where, "be real", dtype_of(leaf), "train real and imaginary part"))
 
     def _advance(self, state: Any, extra: dict[str, Any]) -> tuple[jax.Array, jax.Array, dict[str, Hyperparameter]]:
         """The next step, its number t, and the hyperparameters of this update."""
@@ -193,15 +199,9 @@ class RuleTransformation(_Lifted):
         return Constants(t, scalars, self._shared(state, t, scalars, extra), value, self.measured)
 
     def _init(self, params: Any) -> RuleState:
-        if self.rule.lift == "leafwise":
+        if self.rule.lift == "leafwise" or "by_shape" in self.rule.flags:
             self._refuse_complex(params)
         return RuleState(*self._memory(params))
-
-    def _refuse_complex(self, params: Any) -> None:
-        for path, leaf in zip(leaf_paths(params), jax.tree.leaves(params, is_leaf=none_is_leaf), strict=True):
-            if is_trainable(leaf) and is_complex(leaf):
-                where = f"the parameter at {path!r}"
-                raise TypeError(complaint(self.name, where, "be real", dtype_of(leaf), "train real and imaginary part"))
 
     def _run(self, updates: Any, state: RuleState, params: Any, extra: dict[str, Any]) -> tuple[Any, RuleState]:
         self._check_state(state, RuleState)
@@ -383,8 +383,24 @@ class WrapperTransformation(_Lifted):
     def _members(self) -> tuple[GradientTransformation, ...]:
         return self.members
 
+    def axes_seen(self, shape: tuple[int, ...]) -> Axes:
+        """The axes of a parameter along which what its members see of it runs."""
+        return self.rule.seen(shape, dict(self.arguments)) if self.rule.seen else tuple(range(len(shape)))
+
+    def _seen(self, params: Any) -> Any:
+        """The tree that the members are made for."""
+        if self.rule.seen is None:
+            return params
+        self._refuse_complex(params)
+
+        def of(leaf: Any) -> Any:
+            return fresh(self.axes_seen(jnp.shape(leaf)), leaf, 0, dtype_of(leaf)) if is_trainable(leaf) else leaf
+
+        return jax.tree.map(of, params, is_leaf=none_is_leaf)
+
     def _init(self, params: Any) -> WrapperState:
-        states = {name: member._init(params) for name, member in zip(self.rule.members, self.members, strict=True)}
+        seen = self._seen(params)
+        states = {name: member._init(seen) for name, member in zip(self.rule.members, self.members, strict=True)}
         inner = PartitionState(states) if len(states) != 1 else states[self.rule.members[0]]
         return WrapperState(inner, *self._memory(params))
 
@@ -398,8 +414,9 @@ class WrapperTransformation(_Lifted):
         shared = self._shared(state, t, scalars, extra)
         needs = [self._need(need, updates, state, params, extra) for need in self.rule.needs]
         several = len(self.members) != 1
+        met = None if self.rule.seen else params
         runs = {
-            name: member(inner, state.inner.groups[name] if several else state.inner, params, extra)
+            name: member(inner, state.inner.groups[name] if several else state.inner, met, extra)
             for name, inner in zip(self.rule.members, self.members, strict=True)
         }
         run = SimpleNamespace(**runs, params=params, extra=extra) if several else runs[self.rule.members[0]]
@@ -434,6 +451,8 @@ def _constructor(rule: Rule) -> Callable[..., GradientTransformation]:
         if rule.lift == "wrapper":
             first = "outermost" in rule.flags  # and so the first to see the gradients
             inner = tuple(as_member(rule.name, member, first) for member in members)
+            if rule.seen is not None:
+                _check_blind(rule.name, inner)
             return WrapperTransformation(rule, tuple(arguments.items()), inner)
         return RuleTransformation(rule, tuple(arguments.items()))
 
@@ -442,6 +461,16 @@ def _constructor(rule: Rule) -> Callable[..., GradientTransformation]:
     make.rule = rule
     del make.__wrapped__
     return make
+
+
+def _check_blind(where: str, members: tuple[GradientTransformation, ...]) -> None:
+    """Members that see something else than the parameters cannot ask for them."""
+    for member in members:
+        wanted = {"params", "grad", "value_fn"} & set(member.rule.needs if isinstance(member, _Lifted) else ())
+        if wanted:
+            remedy = f"chain {member.name} behind it"
+            raise ValueError(complaint(where, "members", "not need the parameters", member.name, remedy))
+        _check_blind(where, member._members())
 
 
 def _check_static(where: str, parameter: inspect.Parameter, value: Any) -> None:
@@ -511,8 +540,9 @@ def treewise(
       once: as `elementwise`.
       measure: all that the rule wants of the whole tree: (gradients, t, **arguments) → a scalar. The rule is then one
         on one array without any operation across its elements, and has the scalar after its needs.
-      flags: "global_statistic" for a rule that means the whole tree and would be wrong in a group; "per_example" for
-        one whose gradients have an axis of examples in front, which it takes away: it can only begin a chain.
+      flags: "global_statistic" for a rule that means the whole tree and would be wrong in a group; "by_shape" for one
+        that sees where a leaf ends, and several leaves at once; "per_example" for one whose gradients have an axis of
+        examples in front, which it takes away: it can only begin a chain.
       **slots: per="leaf" ones are lists too; per="tree" ones may be returned like them.
     """
     return _lift("treewise", slots, needs, once, measure, flags)
@@ -524,6 +554,7 @@ def wrapper(
     needs: tuple[str, ...] = (),
     once: Any = None,
     flags: tuple[str, ...] = (),
+    seen: Callable[[tuple[int, ...], dict[str, Any]], Axes] | None = None,
     **slots: Slot,
 ) -> _Decorator:
     """Lift a transform around a transform, around several, or around none.
@@ -538,6 +569,8 @@ def wrapper(
       once: as `elementwise`.
       flags: "outermost" for a transform whose updates nothing may change any more; "passes_on" for one that returns
         the updates of `run`, or of `run.skipped`, as they are, so that they may be added where they are made.
+      seen: where the members see something else than the updates: (shape of a leaf, arguments) → the axes along which
+        that runs, as a `Slot` declares its own. Such members know no parameters.
       **slots: the wrapper's memory, by name.
     """
-    return _lift("wrapper", slots, needs, once, None, flags, members)
+    return _lift("wrapper", slots, needs, once, None, flags, members, seen)

@@ -1,6 +1,6 @@
 """Small dense linear algebra: the dominant eigenpair, inverse roots, least squares without negative numbers.
 
-Arithmetic runs in float32, or float64 where the input is. For batches of matrices, vmap.
+Arithmetic runs in float32, or float64 where the input is.
 """
 
 import functools
@@ -31,17 +31,18 @@ from lossopt_jax.kernels import norm
 from lossopt_jax.transforms._vectors import Vector, combined, difference, inner, scaled
 
 
-def _check_real(where: str, name: str, array: Any) -> None:
+def check_real(where: str, name: str, array: Any) -> None:
     if not is_array_like(array) or not is_trainable(array) or is_complex(array):
         got = dtype_of(array) if is_array_like(array) else repr(array)
         raise TypeError(complaint(where, name, "be a real floating array", got))
 
 
-def _check_square(where: str, matrix: Any) -> None:
-    _check_real(where, "matrix", matrix)
-    shape = jnp.shape(matrix)
-    if len(shape) != 2 or shape[0] != shape[1] or not shape[0]:
-        raise ValueError(complaint(where, "matrix", "be square and not empty", f"shape {shape}", "vmap over a batch"))
+def _check_square(where: str, matrix: Any, batched: bool = False) -> None:
+    check_real(where, "matrix", matrix)
+    *front, rows, columns = (0, 0, *jnp.shape(matrix))
+    if jnp.ndim(matrix) < 2 or rows != columns or not rows or (len(front) > 2 and not batched):
+        remedy = "" if batched else "vmap over a batch"
+        raise ValueError(complaint(where, "matrix", "be square and not empty", f"shape {jnp.shape(matrix)}", remedy))
 
 
 def _product(left: jax.Array, right: jax.Array, precision: Any) -> jax.Array:
@@ -139,7 +140,7 @@ def _dominant_of_function(function: Callable[[Any], Any], v0: Any, num_iters: An
     where = "power_iteration"
     leaves, treedef = jax.tree.flatten(v0)
     for path, leaf in zip(leaf_paths(v0), leaves, strict=True):
-        _check_real(where, f"v0 at {path!r}" if path else "v0", leaf)
+        check_real(where, f"v0 at {path!r}" if path else "v0", leaf)
     if not leaves:
         raise ValueError(complaint(where, "v0", "have arrays", repr(v0)))
     dtype = widest_float(map(dtype_of, leaves))
@@ -212,7 +213,7 @@ def power_iteration(
         return _dominant_of_function(matrix, v0, num_iters, error_tolerance)
     _check_square(where, matrix)
     if v0 is not None:
-        _check_real(where, "v0", v0)
+        check_real(where, "v0", v0)
         if jnp.shape(v0) != jnp.shape(matrix)[:1]:
             raise ValueError(complaint(where, "v0", f"have shape {jnp.shape(matrix)[:1]}", jnp.shape(v0)))
     start = _start(matrix, key) if v0 is None else jnp.asarray(v0)
@@ -296,7 +297,7 @@ def matrix_inverse_pth_root(
     condition number, over p.
 
     Args:
-      matrix: A [n, n], real, floating, symmetric.
+      matrix: A [..., n, n], real, floating, symmetric.
       p: an integer ≥ 1.
       num_iters: the most steps, ≥ 1.
       ridge_epsilon: ε ≥ 0.
@@ -304,8 +305,8 @@ def matrix_inverse_pth_root(
       precision: of products.
 
     Returns:
-      (X, error): X in the dtype of A; max |M − I|, in float32, or float64 where A is. A matrix that is not positive
-      definite shows in the error.
+      (X, error): X like A; max |M − I| [...], in float32, or float64 where A is. A matrix that is not positive definite
+      shows in the error.
 
     Raises:
       ValueError: a matrix that is not square; an argument out of range.
@@ -322,7 +323,7 @@ def matrix_inverse_pth_root(
     Source: Higham 2008, Functions of Matrices, equation 7.18; Guo & Higham 2006, doi:10.1137/050643374.
     """
     where = "matrix_inverse_pth_root"
-    _check_square(where, matrix)
+    _check_square(where, matrix, batched=True)
     try:
         power = operator.index(p)
     except TypeError:
@@ -332,7 +333,17 @@ def matrix_inverse_pth_root(
     check_scalar(where, "num_iters", num_iters, within=COUNT)
     check_scalar(where, "ridge_epsilon", ridge_epsilon, within=NONNEGATIVE)
     check_scalar(where, "error_tolerance", error_tolerance, within=NONNEGATIVE)
-    root, error = _inverse_root(as_compute(matrix), power, num_iters, ridge_epsilon, error_tolerance, precision)
+    function = functools.partial(
+        _inverse_root,
+        p=power,
+        num_iters=num_iters,
+        ridge_epsilon=ridge_epsilon,
+        error_tolerance=error_tolerance,
+        precision=precision,
+    )
+    for _ in range(jnp.ndim(matrix) - 2):
+        function = jax.vmap(function)
+    root, error = function(as_compute(matrix))
     return root.astype(dtype_of(matrix)), error
 
 
@@ -474,8 +485,8 @@ def nnls(A: Any, b: Any, iters: Any, unroll: Any = 1, L: Any = None) -> jax.Arra
     Source: Lawson & Hanson 1974, Solving Least Squares Problems, chapter 23.
     """
     where = "nnls"
-    _check_real(where, "A", A)
-    _check_real(where, "b", b)
+    check_real(where, "A", A)
+    check_real(where, "b", b)
     check_scalar(where, "iters", iters, within=COUNT)
     if jnp.ndim(A) != 2:
         raise ValueError(complaint(where, "A", "be a matrix", f"shape {jnp.shape(A)}", "vmap over a batch"))

@@ -205,8 +205,8 @@ def _refusal(tx: GradientTransformation) -> str | None:
     if not isinstance(tx, RuleTransformation | WrapperTransformation):
         return "a transform whose arithmetic this library does not know"
     rule: Rule = tx.rule
-    if rule.lift == "leafwise":
-        return "a leafwise rule, which sees where a leaf ends"
+    if rule.lift == "leafwise" or "by_shape" in rule.flags:
+        return f"a {rule.lift} rule, which sees where a leaf ends"
     if "key" in rule.needs:
         return "a rule whose random bits depend on each leaf's path"
     if rule.lift == "wrapper" and rule.name not in _WRAPPERS:

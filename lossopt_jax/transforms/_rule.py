@@ -35,9 +35,14 @@ class Extent(int):
 Axes: TypeAlias = tuple[int, ...]
 
 
-def _fresh(axes: Axes, parameter: Any, fill: Any, dtype: Any) -> jax.Array:
+def extents(axes: Axes, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of what runs along some axes of a shape."""
+    return tuple(int(axis) if isinstance(axis, Extent) else shape[axis] for axis in axes)
+
+
+def fresh(axes: Axes, parameter: Any, fill: Any, dtype: Any) -> jax.Array:
     """A slot that runs along some axes of a parameter, sharded as those are."""
-    shape = tuple(int(axis) if isinstance(axis, Extent) else jnp.shape(parameter)[axis] for axis in axes)
+    shape = extents(axes, jnp.shape(parameter))
     sharding = getattr(parameter, "sharding", None) if concrete(parameter) else None
     if not isinstance(sharding, NamedSharding):
         return jnp.full(shape, fill, dtype)
@@ -99,8 +104,8 @@ class Slot:
             return jnp.full_like(parameter, fill, dtype=dtype)
         axes = self.axes(jnp.shape(parameter), arguments)
         if isinstance(axes, list):
-            return tuple(_fresh(part, parameter, fill, dtype) for part in axes)
-        return None if axes is None else _fresh(axes, parameter, fill, dtype)
+            return tuple(fresh(part, parameter, fill, dtype) for part in axes)
+        return None if axes is None else fresh(axes, parameter, fill, dtype)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -115,6 +120,7 @@ class Rule:
     measure: Callable[..., Any] | None
     flags: frozenset[str]
     members: tuple[str, ...]
+    seen: Callable[[tuple[int, ...], dict[str, Any]], Axes] | None
     scalars: dict[str, Range | None]
     parameters: tuple[inspect.Parameter, ...]
 
@@ -178,6 +184,7 @@ def declare(
     measure: Callable[..., Any] | None,
     flags: tuple[str, ...],
     members: tuple[str, ...] = (),
+    seen: Callable[[tuple[int, ...], dict[str, Any]], Axes] | None = None,
 ) -> Rule:
     """Read a rule's keyword arguments; a rule that needs a key also gets a seed, in its arguments and its state."""
     signature = inspect.signature(function, eval_str=True)
@@ -187,7 +194,7 @@ def declare(
         keywords += (inspect.Parameter("seed", inspect.Parameter.KEYWORD_ONLY, default=0, annotation=int),)
     ranges = {p.name: range_of(p.annotation) for p in keywords}
     scalars = {name: within for name, (kind, within) in ranges.items() if kind == Scalar}
-    return Rule(function, lift, slots, tuple(needs), once, measure, frozenset(flags), members, scalars, keywords)
+    return Rule(function, lift, slots, tuple(needs), once, measure, frozenset(flags), members, seen, scalars, keywords)
 
 
 def _raise_to(dtype: Any, tree: Any) -> Any:

@@ -13,7 +13,8 @@ from lossopt_jax.transforms._groups import Masked, Partition, _keep
 from lossopt_jax.transforms._lift import RuleTransformation, WrapperTransformation
 from lossopt_jax.transforms._offload import OffloadState
 from lossopt_jax.transforms._packing import PackSmall
-from lossopt_jax.transforms._rule import Axes, Extent, Slot
+from lossopt_jax.transforms._rule import Axes, Extent, Slot, extents
+from lossopt_jax.transforms._views import Flatten, SplitRealAndImaginary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +100,36 @@ def _matched(params: Any, state: Any) -> Any:
     return jax.tree_util.tree_map_with_path(of, state)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Seen:
+    """What a member sees of a parameter."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+    parameter: Any
+    axes: Axes
+
+
+def _seen_runs(tx: WrapperTransformation, member: GradientTransformation, params: Any, state: Any) -> Any:
+    """The runs of a member, by the axes of the parameters behind what it sees."""
+    if tx.rule.seen is None:
+        return _runs(member, params, state)
+
+    def seen(leaf: Any) -> Any:
+        if not is_trainable(leaf):
+            return leaf
+        axes = tx.axes_seen(leaf.shape)
+        return _Seen(extents(axes, leaf.shape), leaf.dtype, leaf, axes)
+
+    def behind(run: Run) -> Run:
+        if run.parameter is None:
+            return run
+        axes = tuple(axis if isinstance(axis, Extent) else run.parameter.axes[axis] for axis in run.axes)
+        return dataclasses.replace(run, parameter=run.parameter.parameter, axes=axes)
+
+    return jax.tree.map(behind, _runs(member, jax.tree.map(seen, params, is_leaf=none_is_leaf), state))
+
+
 def _runs(tx: GradientTransformation, params: Any, state: Any) -> Any:
     """`state_runs` of a transform, given the shapes of its state."""
     if isinstance(tx, Chain):
@@ -113,6 +144,10 @@ def _runs(tx: GradientTransformation, params: Any, state: Any) -> Any:
     if isinstance(tx, PackSmall):  # a group is a parameter of its own, which lies nowhere
         layout, dtypes, inner = tx._plan(params)
         return _runs(inner, layout.pack(params, dtypes=dtypes), state)
+    if isinstance(tx, Flatten):
+        return _alone(state)
+    if isinstance(tx, SplitRealAndImaginary):
+        return _runs(tx.inner, tx._there(params, params), state)
     if isinstance(tx, OffloadState):
         inside = _runs(tx.inner, params, state)
         return jax.tree.map(lambda run: dataclasses.replace(run, offloaded=tx.moves(math.prod(run.shape))), inside)
@@ -121,7 +156,9 @@ def _runs(tx: GradientTransformation, params: Any, state: Any) -> Any:
     if isinstance(tx, WrapperTransformation):
         names, several = tx.rule.members, len(tx.members) != 1
         states = state.inner.groups if several else {names[0]: state.inner}
-        inner = {name: _runs(member, params, states[name]) for name, member in zip(names, tx.members, strict=True)}
+        inner = {
+            name: _seen_runs(tx, member, params, states[name]) for name, member in zip(names, tx.members, strict=True)
+        }
         own = _rule_runs(tx, params, state)
         return own._replace(inner=PartitionState(inner) if several else inner[names[0]])
     return _matched(params, state)

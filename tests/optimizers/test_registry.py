@@ -125,8 +125,9 @@ def test_float32_is_float64_to_rounding(name, row):  # O6
         wide = first_updates(by_name(name), jnp.float64)
     finally:
         jax.config.update("jax_enable_x64", False)
+    bound = 2e-5 if name == "galore" else 2e-6  # singular vectors are known to a rounding over the gap between them
     for a, b in zip(jax.tree.leaves(narrow), jax.tree.leaves(wide), strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=2e-6 * np.abs(b).max() + 1e-30)
+        np.testing.assert_allclose(a, b, rtol=0, atol=bound * np.abs(b).max() + 1e-30)
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from lossopt_jax.transforms._groups import Masked, Partition
 from lossopt_jax.transforms._lift import RuleTransformation, WrapperTransformation
 from lossopt_jax.transforms._offload import OffloadState
 from lossopt_jax.transforms._packing import PackSmall
+from lossopt_jax.transforms._views import Viewed
 
 
 @jax.tree_util.register_pytree_node_class
@@ -58,16 +59,15 @@ def _mapped(tx: Any, state: Any, alike: _Function, alone: _Function) -> Any:
         )
     if isinstance(tx, Masked | OffloadState):
         return _mapped(tx.inner, state, alike, alone)
-    if isinstance(tx, PackSmall):  # a group is like no parameter
+    if isinstance(tx, PackSmall | Viewed):  # what these see is like no parameter
         return alone(state)
     if isinstance(tx, RuleTransformation):
         return _of_slots(tx, state, alike, alone)
     if isinstance(tx, WrapperTransformation):
         names, several = tx.rule.members, len(tx.members) != 1
         states = state.inner.groups if several else {names[0]: state.inner}
-        inner = {
-            name: _mapped(member, states[name], alike, alone) for name, member in zip(names, tx.members, strict=True)
-        }
+        of = alone if tx.rule.seen else alike  # what its members see is like no parameter
+        inner = {name: _mapped(member, states[name], of, alone) for name, member in zip(names, tx.members, strict=True)}
         own = _of_slots(tx, state, alike, alone)
         return own._replace(inner=PartitionState(inner) if several else inner[names[0]])
     made = (tx.init if hasattr(tx, "init") else tx)(_Params())
