@@ -132,6 +132,7 @@ from lossopt_jax.losses._segmentation import (
     dice_loss,
     focal_tversky_loss,
     lovasz_hinge,
+    lovasz_softmax_loss,
     multiclass_generalized_dice_loss,
     tversky_loss,
 )

@@ -250,7 +250,10 @@ class _Checks:
             raise ValueError(complaint(self.name, argument, expects.words, float(values[~good].flat[0])))
 
     def _labels(self, argument: str, given: Any) -> jax.Array:
-        """Class indices, int32 or int64, 0 for those that are no class."""
+        """Class indices, int32 or int64, that can be looked up: 0 for what is no class.
+
+        Of an example with a label per element, what is ignored or no class is −1, so that the maths can leave it out.
+        """
         axis, shape, ignored = self.axis, self.shape, self.options.get("ignore_index")
         labels, listed, classes = jnp.asarray(given), self.spec.arrays[argument].shape == "same", shape[axis]
         expected = shape if listed else shape[:axis] + shape[axis + 1 :]
@@ -273,20 +276,28 @@ class _Checks:
             self.ignored = labels == ignored
         labels = labels.astype(jnp.int64 if labels.dtype.itemsize > 4 else jnp.int32)
         valid = (labels >= least) & (labels < classes)
+        if len(self.events) == 1:
+            self.unknown = ~valid if _values(given) is None else None
+            return jnp.where(valid, labels, 0)
+        out = jnp.zeros_like(valid) if self.ignored is None else self.ignored
         if _values(given) is None:
-            self.unknown = ~valid
-        return jnp.where(valid, labels, 0)
+            self.wrong.append(~valid & ~out)
+        return jnp.where(valid & ~out, labels, -1)
 
     def _mark(self, wrong: jax.Array, where: Any = None) -> jax.Array:
         """A factor for each example: NaN where something is wrong, else 1."""
         if wrong.shape == self.shape:
             wrong = jnp.any(wrong if where is None else wrong & where, self.events)
-        return jnp.where(wrong, jnp.nan, 1.0)
+        return jnp.where(jnp.any(wrong, self._elements(wrong)), jnp.nan, 1.0)
+
+    def _elements(self, array: jax.Array) -> tuple[int, ...]:
+        """The axes of an array of labels that are inside an example."""
+        return tuple(range(len(self.shape) - len(self.events), array.ndim))
 
     def judged(self, maths: Callable[..., Any], arguments: dict[str, Any]) -> jax.Array:
         """The values of the maths: 0 for what is ignored, NaN for what is wrong, and so are their gradients."""
         if self.ignored is not None:
-            out = jnp.expand_dims(self.ignored, self.events)
+            out = jnp.expand_dims(self.ignored, self.axis)
             arguments[self.first] = jnp.where(out, 0.0, arguments[self.first])
         marks = [self._mark(wrong, arguments.get("where")) for wrong in self.wrong]
         for mark in marks:  # as a factor of the predictions it reaches a gradient that is 0
@@ -297,7 +308,9 @@ class _Checks:
         value = maths(**arguments)
         for mark in marks:
             value = value * mark.astype(value.dtype)
-        return value if self.ignored is None else jnp.where(self.ignored, 0.0, value)
+        if self.ignored is None:
+            return value
+        return jnp.where(jnp.all(self.ignored, self._elements(self.ignored)), 0.0, value)
 
 
 def _options(name: str, first: str, shape: tuple[int, ...], options: dict[str, Any], event: int) -> dict[str, Any]:

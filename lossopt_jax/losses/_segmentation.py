@@ -6,11 +6,13 @@ import jax
 import jax.numpy as jnp
 
 from lossopt_jax._core import NONNEGATIVE, POSITIVE, Range, Scalar, as_compute, axes_of, check_scalar, complaint
-from lossopt_jax.losses._arithmetic import event_mean
-from lossopt_jax.losses._lift import Reals, Unit, loss
+from lossopt_jax.losses._arithmetic import event_mean, expm1
+from lossopt_jax.losses._lift import Labels, Reals, Unit, loss
 from lossopt_jax.losses._margins import Encoding, positive_part, signed_targets
+from lossopt_jax.losses._softmax import softmax
 
 Reduction = Literal["mean", "sum", "none"]
+Classes = Literal["present", "all"]
 
 _REDUCTIONS = {"mean": lambda x: jnp.mean(x, -1), "sum": lambda x: jnp.sum(x, -1), "none": lambda x: x}
 
@@ -360,13 +362,83 @@ def lovasz_hinge(logits: Reals, targets: Reals, encoding: Encoding = "binary"):
     Source: Berman, Triki & Blaschko 2018, arXiv:1705.08790.
     """
     signs = signed_targets("lovasz_hinge", targets, encoding)
-    lack = 1 - signs * logits
-    order = jnp.argsort(-jax.lax.stop_gradient(lack), -1)
-    lack, true = jnp.take_along_axis(lack, order, -1), jnp.take_along_axis(signs > 0, order, -1).astype(lack.dtype)
+    return _lovasz(1 - signs * logits, signs > 0)
+
+
+@loss("LovaszSoftmax", task="sparse", event=2, logits=None)
+def lovasz_softmax_loss(
+    probabilities: Reals,
+    labels: Labels,
+    from_logits: bool = False,
+    classes: Classes = "present",
+    ignore_index: int | None = None,
+):
+    """Convex surrogate of the Jaccard loss of each class, averaged over the classes; an image is one example.
+
+        lovasz_softmax_loss(p, y) = mean_c Σ_i m_i (Δ_i − Δ_{i−1}),      m = |[y = c] − p_c| in falling order
+        Δ_i = 1 − |c and not among the first i| / |c or among the first i|
+
+    Gradient: ∓(Δ_i − Δ_{i−1}) of each element; 0 where the error is 0.
+
+    Args:
+      probabilities: [..., P, C], floating, in [0, 1], of the P elements of an image; logits with from_logits.
+      labels: [..., P], integer, in [0, C).
+      from_logits: whether predictions are logits, of a softmax; exact then for elements that are sure, too.
+      classes: the mean is over the classes "present" in the image, or over "all", of which an absent one costs the
+        largest chance that it is given.
+      ignore_index: the label of elements that are left out; an image of nothing else costs 0.
+
+    Returns:
+      [...], one value per image, float32 for half-precision input; NaN where a traced label of the image is no class
+      or a traced probability is none. Flatten a batch into one image for the loss of the batch.
+
+    Raises:
+      ValueError: shapes do not fit, there is no class, classes is unknown, or a concrete label or probability is out
+        of range.
+      TypeError: predictions are not floating, labels not integer, or from_logits is not bool.
+
+    Example:
+      >>> p = jnp.array([[0.75, 0.25], [0.5, 0.5]])
+      >>> lovasz_softmax_loss(p, jnp.array([0, 1]))
+      Array(0.4375, dtype=float32)
+
+    Source: Berman, Triki & Blaschko 2018, arXiv:1705.08790.
+    """
+    if classes not in ("present", "all"):
+        must = "be among ['all', 'present']"
+        raise ValueError(complaint("lovasz_softmax_loss", "classes", must, repr(classes)))
+    if from_logits:
+        surprise, chance = softmax(probabilities, probabilities.ndim - 1)
+        missed = -expm1(-surprise)
+    else:
+        none = jnp.any((probabilities < 0) | (probabilities > 1), (-2, -1), keepdims=True)
+        chance = probabilities * jnp.where(none, jnp.nan, 1.0).astype(probabilities.dtype)
+        missed = 1 - chance
+    true = labels[..., None] == jnp.arange(chance.shape[-1], dtype=labels.dtype).reshape((1,) * labels.ndim + (-1,))
+    errors = jnp.where((labels >= 0)[..., None], jnp.where(true, missed, chance), -1.0)
+    costs = _lovasz(jnp.swapaxes(errors, -1, -2), jnp.swapaxes(true, -1, -2))
+    if classes == "all":
+        return event_mean(costs)
+    present = jnp.any(true, -2)
+    count = jnp.maximum(jnp.sum(present, -1), 1).astype(costs.dtype)
+    return jnp.sum(jnp.where(present, costs, 0.0), -1) / count
+
+
+def _lovasz(errors: jax.Array, true: jax.Array) -> jax.Array:
+    """The Lovász extension of the Jaccard loss over the last axis, of errors of which those below 0 count as 0.
+
+        Δ_i − Δ_{i−1} = 1 / U_i where i is true, else I_i / (U_i (U_i − 1)); of an empty region 1 for the first, then 0
+        I_i = |true and not among the first i|,      U_i = |true or among the first i|
+
+    As differences of Δ they would lose all their digits in a large mask.
+    """
+    order = jnp.argsort(-jax.lax.stop_gradient(errors), -1)
+    errors, true = jnp.take_along_axis(errors, order, -1), jnp.take_along_axis(true, order, -1)
     count = jnp.sum(true, -1, keepdims=True)
-    jaccard = 1 - (count - jnp.cumsum(true, -1)) / jnp.maximum(count + jnp.cumsum(1 - true, -1), 1)
-    before = jnp.concatenate([jnp.zeros_like(count), jaccard[..., :-1]], -1)
-    return jnp.sum(positive_part(lack) * (jaccard - before), -1)
+    left = (count - jnp.cumsum(true, -1)).astype(errors.dtype)
+    union = (count + jnp.cumsum(~true, -1)).astype(errors.dtype)
+    step = jnp.where(true | (union == 1), 1.0, left / jnp.maximum(union - 1, 1)) / union
+    return jnp.sum(positive_part(errors) * step, -1)
 
 
 @loss(task="binary", event=1, logits=False)

@@ -73,6 +73,84 @@ def test_lovasz_is_the_jaccard_loss_of_what_is_wrong(x64):
     np.testing.assert_allclose(losses.lovasz_hinge(logits, true), expected, rtol=1e-12)
 
 
+IMAGE, PIXELS = generator.dirichlet(np.ones(3), 9), np.array([0, 2, 2, 0, 0, 2, 0, 2, 2])
+
+
+def jaccard_extension(errors, true):
+    """Σ over the chain of sets of the largest errors, by the values of the set function."""
+
+    def jaccard(wrong):
+        found = true ^ wrong
+        union = (true | found).sum()
+        return 1 - (true & found).sum() / union if union else 0.0
+
+    order = np.argsort(-errors)
+    sets = [np.isin(np.arange(len(errors)), order[:k]) for k in range(len(errors) + 1)]
+    return sum(errors[i] * (jaccard(sets[k + 1]) - jaccard(sets[k])) for k, i in enumerate(order))
+
+
+@pytest.mark.parametrize("ignored", [None, 0, 7, -1])
+def test_lovasz_softmax_is_the_papers(ignored, x64):
+    labels = np.where(np.arange(9) == 4, PIXELS if ignored is None else ignored, PIXELS)
+    kept = labels != ignored
+    costs = [jaccard_extension(np.abs((labels == c) - IMAGE[:, c])[kept], (labels == c)[kept]) for c in range(3)]
+    present = [c for c in range(3) if (labels[kept] == c).any()]
+    options = {"ignore_index": ignored}
+    for given, logits in ((IMAGE, False), (np.log(IMAGE) + 3, True)):
+        got = losses.lovasz_softmax_loss(given, labels, logits, ignore_index=ignored)
+        np.testing.assert_allclose(got, np.mean([costs[c] for c in present]), rtol=1e-12)
+        got = losses.lovasz_softmax_loss(given, labels, logits, classes="all", ignore_index=ignored)
+        np.testing.assert_allclose(got, np.mean(costs), rtol=1e-12)
+    dropped = losses.lovasz_softmax_loss(IMAGE[kept], labels[kept])
+    spoiled = np.where(kept[:, None], IMAGE, np.nan)
+    value, gradient = jax.value_and_grad(lambda p: losses.lovasz_softmax_loss(p, labels, **options))(spoiled)
+    np.testing.assert_allclose(value, dropped, rtol=1e-12)
+    np.testing.assert_array_equal(gradient[~kept], 0)
+    assert np.isfinite(gradient).all()
+
+
+def test_lovasz_softmax_of_labels_that_are_wrong_or_ignored():
+    p, labels = jnp.asarray(np.stack([IMAGE] * 3), jnp.float32), np.stack([PIXELS] * 3)
+    labels[0, 0], labels[1] = 3, -1
+
+    @jax.jit
+    def step(labels):
+        return jax.vmap(jax.value_and_grad(lambda p, y: losses.lovasz_softmax_loss(p, y, ignore_index=-1)))(p, labels)
+
+    value, gradient = step(labels)
+    np.testing.assert_array_equal(np.isnan(value), [True, False, False])
+    np.testing.assert_array_equal(np.isnan(gradient).all((1, 2)), [True, False, False])
+    assert value[1] == 0
+    np.testing.assert_array_equal(gradient[1], 0)
+    bad = jax.jit(losses.lovasz_softmax_loss)(p.at[1, 2, 0].set(1.5), np.stack([PIXELS] * 3))
+    np.testing.assert_array_equal(np.isnan(bad), [False, True, False])
+    for given, message in [
+        ((p, labels), "labels must be in"),
+        ((p, labels[:, :4]), "labels must have the shape"),
+        ((p * 2, np.stack([PIXELS] * 3)), "probabilities must be in"),
+        ((p, np.stack([PIXELS] * 3), False, "some"), "classes must be among"),
+    ]:
+        with pytest.raises(ValueError, match=f"lovasz_softmax_loss: {message}"):
+            losses.lovasz_softmax_loss(*given)
+
+
+def test_lovasz_of_large_masks_and_of_elements_that_are_sure():
+    n = 1 << 18
+    true = np.arange(n) % 4 == 0
+    logits = np.linspace(0.9, -0.9, n)
+    order = np.argsort(-(1 - np.where(true, 1, -1) * logits.astype(np.float32)), kind="stable")
+    gradient = jax.grad(lambda z: losses.lovasz_hinge(z, true))(jnp.asarray(logits, jnp.float32))
+    ranked = true[order]
+    exact = np.where(ranked, 1.0, (true.sum() - np.cumsum(ranked)) / np.maximum(true.sum() + np.cumsum(~ranked) - 1, 1))
+    exact /= true.sum() + np.cumsum(~ranked)
+    np.testing.assert_allclose(np.abs(gradient)[order], exact, rtol=4 * 2.0**-23)
+    value, gradient = jax.value_and_grad(lambda z: losses.lovasz_softmax_loss(z, np.array([0]), True))(
+        jnp.array([[20.0, 0]])
+    )
+    np.testing.assert_allclose(value, 2.0611536181902037e-09, rtol=4 * 2.0**-23)
+    np.testing.assert_allclose(gradient[0], [-2.0611536e-9, 2.0611536e-9], rtol=8 * 2.0**-23)
+
+
 @pytest.mark.parametrize("name", ["dice_loss", "multiclass_generalized_dice_loss"])
 def test_l14_jit_and_empty_masks(name):
     f = functools.partial(getattr(losses, name), apply_softmax=False, smooth=0.0)
