@@ -1,6 +1,7 @@
 """Every test runs strict: dtype promotion, rank promotion, eight CPU devices, warnings as errors (pyproject)."""
 
 import collections
+import gc
 import itertools
 import os
 from pathlib import Path
@@ -12,6 +13,8 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 import jax
 import pytest
 
+gc.set_threshold(100_000, 50, 100)  # a suite's programs are millions of objects that stay
+
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -19,7 +22,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Of a test with many cases, the rounds on other JAX versions run every third one; the rest is marked `once`.
+    """Of a test's cases, the rounds on other JAX versions run the first two and every tenth; the rest is marked `once`.
 
     The laws of one row run one after the other, so that each finds the programs that the ones before it compiled.
     """
@@ -27,7 +30,7 @@ def pytest_collection_modifyitems(items):
     for item in items:
         test = item.path, getattr(item, "originalname", item.name)
         cases[test] += 1
-        if cases[test] > 20 and cases[test] % 3:
+        if cases[test] > 2 and cases[test] % 10:
             item.add_marker(pytest.mark.once)
     first = {}
     place = {}
