@@ -33,6 +33,7 @@ from lossopt_jax.losses._ctc import (
     ctc_loss,
     ctc_loss_with_forward_probs,
 )
+from lossopt_jax.losses._distillation import distillation_loss
 from lossopt_jax.losses._divergences import (
     bhattacharyya_distance,
     generalized_kl_divergence,
@@ -91,9 +92,14 @@ from lossopt_jax.losses._noisy import (
     bi_tempered_loss,
     symmetric_cross_entropy,
 )
+from lossopt_jax.losses._ordinal import (
+    coral_loss,
+    cumulative_link_loss,
+)
 from lossopt_jax.losses._preferences import (
     dpo_loss,
     ipo_loss,
+    kto_loss,
     orpo_loss,
     simpo_loss,
     token_log_probs,

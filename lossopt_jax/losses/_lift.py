@@ -49,6 +49,7 @@ class Values:
     shape: "same" as the first argument, "label" for its shape without the class axis, "class" for one per class, or
       one for all. Labels of the same shape are a list of classes, which −1 ends.
     low, high: the interval its values must be in; `open` leaves out low itself.
+    more: how many more classes there are than entries along the class axis: 1 if those are the thresholds between them.
     """
 
     kind: Literal["float", "label", "mask"] = "float"
@@ -56,6 +57,7 @@ class Values:
     low: float = -math.inf
     high: float = math.inf
     open: bool = False
+    more: int = 0
 
     @property
     def words(self) -> str:
@@ -86,7 +88,8 @@ class LossSpec:
     name: the canonical name.
     event: how many axes of a prediction belong to one example and are gone in the result: the last ones, or `axis`.
     targets: "same" for the shape of the predictions, "integer" for class indices without the class axis.
-    task: "regression", "binary", "categorical" (one weight per class), "sparse" (class indices), or "embedding".
+    task: "regression", "binary", "categorical" (one weight per class), "sparse" (class indices), "ordinal" (indices of
+      ordered classes, predictions per threshold), or "embedding".
     logits: True if predictions are always logits, False if never, None if the argument `from_logits` says so.
     arrays: what each array argument is.
     """
@@ -94,7 +97,7 @@ class LossSpec:
     name: str
     event: int
     targets: Literal["same", "integer"]
-    task: Literal["regression", "binary", "categorical", "sparse", "embedding"]
+    task: Literal["regression", "binary", "categorical", "sparse", "ordinal", "embedding"]
     logits: bool | None
     arrays: dict[str, Values] = dataclasses.field(hash=False)
 
@@ -109,7 +112,7 @@ def loss(
         hints = {a: _Hint.of(hint) for a, hint in typing.get_type_hints(maths, include_extras=True).items()}
         arrays = {a: hint.note for a, hint in hints.items() if isinstance(hint.note, Values)}
         first, second = list(signature.parameters)[:2]
-        targets = "integer" if any(v.kind == "label" for v in arrays.values()) else "same"
+        targets = "integer" if second in arrays and arrays[second].kind == "label" else "same"
         spec = LossSpec(name, event, targets, task, logits, arrays)
 
         @functools.wraps(maths)
@@ -255,7 +258,8 @@ class _Checks:
         Of an example with a label per element, what is ignored or no class is −1, so that the maths can leave it out.
         """
         axis, shape, ignored = self.axis, self.shape, self.options.get("ignore_index")
-        labels, listed, classes = jnp.asarray(given), self.spec.arrays[argument].shape == "same", shape[axis]
+        expects = self.spec.arrays[argument]
+        labels, listed, classes = jnp.asarray(given), expects.shape == "same", shape[axis] + expects.more
         expected = shape if listed else shape[:axis] + shape[axis + 1 :]
         least = -1 if listed else 0
         if not jnp.issubdtype(labels.dtype, jnp.integer):

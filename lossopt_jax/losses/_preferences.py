@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from lossopt_jax._core import NONNEGATIVE, POSITIVE, UNIT, Scalar
 from lossopt_jax.losses._arithmetic import expm1, floored_log
 from lossopt_jax.losses._crossentropy import softmax_cross_entropy_with_integer_labels
-from lossopt_jax.losses._lift import Reals, Values, loss
+from lossopt_jax.losses._lift import Mask, Reals, Values, loss
 
 LogProbabilities = Annotated[Any, Values(high=0)]
 
@@ -177,3 +177,47 @@ def orpo_loss(chosen: LogProbabilities, rejected: LogProbabilities):
     Source: Hong, Lee & Thorne 2024, arXiv:2403.07691, equation 7.
     """
     return jax.nn.softplus(_log_odds(rejected) - _log_odds(chosen))
+
+
+@loss("KTO", task="embedding", event=0, logits=False)
+def kto_loss(
+    log_probability: Reals,
+    reference: Reals,
+    desirable: Mask,
+    divergence: Scalar = 0.0,
+    beta: Annotated[Scalar, POSITIVE] = 0.1,
+    desirable_weight: Annotated[Scalar, NONNEGATIVE] = 1.0,
+    undesirable_weight: Annotated[Scalar, NONNEGATIVE] = 1.0,
+):
+    """Kahneman–Tversky optimisation, of single sequences that are said to be good or bad, without pairs.
+
+        kto_loss = λ_D σ(−β (r − z)) if desirable, else λ_U σ(−β (z − r)),      r = log π − log ρ
+
+    z is the divergence of the policy from the reference, a constant to the gradient: the mean of log π − log ρ over
+    prompts with the answers of others, at least 0.
+
+    Args:
+      log_probability: [...], log-probabilities of the sequences under the policy.
+      reference: [...], same shape: under the reference.
+      desirable: [...], same shape, boolean.
+      divergence: z, one number.
+      beta: β > 0, how soon gains and losses saturate.
+      desirable_weight: λ_D ≥ 0.
+      undesirable_weight: λ_U ≥ 0; the paper keeps λ_D n_D / (λ_U n_U) between 1 and 1.5 for n_D good and n_U bad ones.
+
+    Returns:
+      [...], float32 for half-precision input, one value per sequence.
+
+    Raises:
+      ValueError: shapes differ, or an option is out of range.
+      TypeError: log-probabilities are not floating, or desirable is not boolean.
+
+    Example:
+      >>> kto_loss(jnp.array([-1.0, -1.0]), jnp.array([-1.0, -3.0]), jnp.array([True, False]), beta=1.0)
+      Array([0.5      , 0.8807971], dtype=float32)
+
+    Source: Ethayarajh et al. 2024, arXiv:2402.01306, equation 8.
+    """
+    gain = beta * ((log_probability - reference) - jax.lax.stop_gradient(jnp.asarray(divergence, reference.dtype)))
+    weight = jnp.where(desirable, desirable_weight, undesirable_weight)
+    return weight * jax.nn.sigmoid(jnp.where(desirable, -gain, gain))

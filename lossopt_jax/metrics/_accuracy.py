@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from lossopt_jax._core import check_scalar, complaint
-from lossopt_jax.metrics._metric import Metric, alike, floating, per_example, registry
+from lossopt_jax.metrics._metric import Metric, alike, floating, per_example, registry, suggestion
 
 
 def _binary_accuracy(prediction: Any, target: Any, threshold: Any, from_logits: bool | None) -> jax.Array:
@@ -78,13 +78,13 @@ class _Accuracy(Metric):
             remedy = "drop threshold: the class with the largest value is taken"
             raise ValueError(complaint("accuracy", "threshold", f"be None for a {task} loss", "one", remedy))
         else:
-            found = {"categorical": categorical_accuracy, "sparse": sparse_categorical_accuracy}.get(task, _none)()
+            found = {"categorical": categorical_accuracy, "sparse": sparse_categorical_accuracy}.get(task)
+            if found is None:
+                raise ValueError(
+                    complaint("accuracy", "the loss", "be one of classes", f"a {task} one", suggestion(task))
+                )
+            found = found()
         return dataclasses.replace(found.resolve(task, from_logits), name=self.name)
-
-
-def _none() -> Metric:
-    remedy = "name 'mean_absolute_error' or 'r2_score', or for classes 'binary_accuracy'"
-    raise ValueError(complaint("accuracy", "the loss", "be one of classes", "a regression one", remedy))
 
 
 @registry.register("acc")

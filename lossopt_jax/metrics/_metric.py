@@ -76,7 +76,7 @@ class Metric:
         """
         if task is not None and self.tasks is not None and task not in self.tasks:
             fitting = " or ".join(sorted(self.tasks))
-            raise ValueError(complaint(self.name, "the loss", f"be {fitting}", f"a {task} one", _suggestion(task)))
+            raise ValueError(complaint(self.name, "the loss", f"be {fitting}", f"a {task} one", suggestion(task)))
         options = dict(self.options)
         if options.get("from_logits", False) is None and from_logits is not None:
             options["from_logits"] = from_logits
@@ -88,13 +88,14 @@ class Metric:
         return f"{self.name}({options})" if watched == self.name else f"{self.name} as {watched}({options})"
 
 
-def _suggestion(task: str) -> str:
+def suggestion(task: str) -> str:
+    """What a message says to do for a loss of that kind."""
     return {
         "regression": "name 'mean_absolute_error' or 'r2_score', or for classes 'binary_accuracy'",
         "binary": "name 'binary_accuracy'",
         "categorical": "name 'categorical_accuracy'",
         "sparse": "name 'sparse_categorical_accuracy'",
-    }[task]
+    }.get(task, "leave metrics out: the loss itself is watched")
 
 
 def floating(name: str, prediction: Any) -> jax.Array:

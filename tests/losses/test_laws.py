@@ -141,7 +141,7 @@ def test_registry_is_exports_is_table():
 def test_names_and_specs(first):
     entry, parameters = first.loss, list(inspect.signature(first.loss).parameters)
     assert first.spec.name == entry.__name__ == first.name
-    assert (first.spec.targets == "integer") == (first.spec.task == "sparse")
+    assert (first.spec.targets == "integer") == (first.spec.task in ("sparse", "ordinal"))
     assert (first.spec.logits is None) == ("from_logits" in parameters)
     assert losses.registry[first.name.upper().replace("_", "-")] is entry
     assert all(losses.registry[alias] is entry for alias in first.row.aliases)

@@ -507,3 +507,11 @@ def test_t2_soft_margin_of_any_score():
     value, gradient = step(jnp.array([89.5, 1e30, -1e30]), jnp.array([-1.0, -1, -1]))
     np.testing.assert_array_equal(value, np.float32([89.5, 1e30, 0]))
     np.testing.assert_array_equal(gradient, [1, 1, 0])
+
+
+def test_l23_a_student_near_its_teacher():
+    teacher = np.log(np.float32([0.25] * 4))
+    student = np.log(np.float32([0.2501, 0.2499, 0.25, 0.25]))
+    wide = [np.float64(x) - np.log(np.exp(np.float64(x)).sum()) for x in (student, teacher)]
+    exact = np.sum(np.exp(wide[1]) * (np.expm1(wide[0] - wide[1]) - (wide[0] - wide[1])))
+    assert losses.distillation_loss(student, teacher) == pytest.approx(exact, rel=1e-6)

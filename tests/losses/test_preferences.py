@@ -1,5 +1,6 @@
 """Losses of preferences by their papers' formulas."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -34,3 +35,13 @@ def test_tokens(x64):
     np.testing.assert_allclose(losses.token_log_probs(z, y), expected, rtol=1e-12)
     out = jnp.where(y == 3, 0, expected)
     np.testing.assert_allclose(losses.token_log_probs(z, y, ignore_index=3), out, rtol=1e-12)
+
+
+def test_kto_by_its_definition(x64):
+    good = np.array([True, False, True, True, False, False])
+    margin = np.log(np.exp(C) / np.exp(RC)) - 0.2
+    expected = np.where(good, 1.33 * (1 - sigmoid(0.3 * margin)), 0.9 * (1 - sigmoid(-0.3 * margin)))
+    options = {"divergence": 0.2, "beta": 0.3, "desirable_weight": 1.33, "undesirable_weight": 0.9}
+    np.testing.assert_allclose(losses.kto_loss(C, RC, good, **options), expected, rtol=1e-11)
+    slope = jax.grad(lambda z: losses.kto_loss(C[0], RC[0], True, z))(0.2)
+    assert slope == 0
