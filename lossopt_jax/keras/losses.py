@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from lossopt_jax import losses as _losses
+from lossopt_jax._core import axes_of, complaint
 from lossopt_jax.keras._order import target_first
 
 
@@ -57,3 +59,55 @@ def _ctc(y_pred: Any, y_true: Any) -> jax.Array:
 
 _ctc.__name__ = "ctc_loss"
 ctc = target_first(_ctc)
+
+
+def _regions(y_pred: Any, axis: Any) -> tuple[jax.Array, tuple[int, ...]]:
+    """[N, ...] with one region per row, and the shape of the result: what is left of the axes."""
+    y_pred = jnp.asarray(y_pred)
+    axes = range(y_pred.ndim) if axis is None else axes_of("keras.losses", axis, y_pred.ndim)
+    kept = tuple(a for a in range(y_pred.ndim) if a not in axes)
+    shape = tuple(y_pred.shape[a] for a in kept)
+    return jnp.transpose(y_pred, (*kept, *axes)).reshape(math.prod(shape), -1), shape
+
+
+def _tversky(y_pred: Any, y_true: Any, alpha: Any = 0.5, beta: Any = 0.5, axis: Any = None) -> jax.Array:
+    """How little a region of probabilities and the true one overlap; α weights what is missed, β what is too much."""
+    if jnp.shape(y_pred) != jnp.shape(y_true):
+        must = f"have the shape of y_pred, {jnp.shape(y_pred)}"
+        raise ValueError(complaint("tversky", "y_true", must, f"{jnp.shape(y_true)}", "nothing broadcasts"))
+    (p, shape), (t, _) = _regions(y_pred, axis), _regions(y_true, axis)
+    values = _losses.tversky_loss(p, t, alpha=beta, beta=alpha, smooth=0.0, apply_sigmoid=False)
+    return values.reshape(shape)
+
+
+def _dice(y_pred: Any, y_true: Any, axis: Any = None) -> jax.Array:
+    """How little a region of probabilities and the true one overlap: of the whole batch, or over these axes."""
+    return _tversky(y_pred, y_true, axis=axis)
+
+
+def _circle(
+    y_pred: Any,
+    y_true: Any,
+    ref_labels: Any = None,
+    ref_embeddings: Any = None,
+    remove_diagonal: bool = True,
+    gamma: Any = 80.0,
+    margin: Any = 0.4,
+) -> jax.Array:
+    """Each pair of embeddings pulls the harder, the farther it is from where it should be."""
+    if (ref_labels is None) != (ref_embeddings is None):  # Keras takes the batch's own for the one that is missing
+        ref_labels = y_true if ref_labels is None else ref_labels
+        ref_embeddings = y_pred if ref_embeddings is None else ref_embeddings
+    return _losses.circle_loss(
+        y_pred,
+        y_true,
+        gamma=gamma,
+        margin=margin,
+        references=ref_embeddings,
+        reference_labels=ref_labels,
+        remove_diagonal=remove_diagonal,
+    )
+
+
+_tversky.__name__, _dice.__name__, _circle.__name__ = "tversky_loss", "dice_loss", "circle_loss"
+tversky, dice, circle = target_first(_tversky), target_first(_dice), target_first(_circle)

@@ -30,17 +30,36 @@ def _cosines(name: str, one: jax.Array, two: jax.Array, temperature: Any) -> jax
     return cosines / jnp.asarray(temperature, cosines.dtype)
 
 
-def _compared(name: str, embeddings: Any, labels: Any, temperature: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Cosines over the temperature [..., N, N], which pairs have one label, and which are no pair."""
-    embeddings, labels = _rows(name, "embeddings", embeddings), jnp.asarray(labels)
+def _labels(name: str, argument: str, given: Any, rows: jax.Array) -> jax.Array:
+    labels = jnp.asarray(given)
     if not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise TypeError(complaint(name, "labels", "be integer", f"{labels.dtype}", "cast with .astype(jnp.int32)"))
-    if labels.shape != embeddings.shape[:-1]:
-        must = f"have the shape of embeddings {embeddings.shape} without the last axis"
-        raise ValueError(complaint(name, "labels", must, f"{labels.shape}"))
-    scores = _cosines(name, embeddings, embeddings, temperature)
-    same = labels[..., :, None] == labels[..., None, :]
-    itself = jnp.broadcast_to(jnp.eye(labels.shape[-1], dtype=bool), same.shape)
+        raise TypeError(complaint(name, argument, "be integer", f"{labels.dtype}", "cast with .astype(jnp.int32)"))
+    if labels.shape != rows.shape[:-1]:
+        must = f"have the shape of embeddings {rows.shape} without the last axis"
+        raise ValueError(complaint(name, argument, must, f"{labels.shape}"))
+    return labels
+
+
+def _compared(
+    name: str, embeddings: Any, labels: Any, temperature: Any, references: Any = None, reference_labels: Any = None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Cosines over the temperature [..., N, M], which pairs have one label, and which are an embedding with itself."""
+    embeddings = _rows(name, "embeddings", embeddings)
+    labels = _labels(name, "labels", labels, embeddings)
+    if (references is None) != (reference_labels is None):
+        raise ValueError(complaint(name, "references and reference_labels", "come together", "one without the other"))
+    others, named = embeddings, labels
+    if references is not None:
+        others = _rows(name, "references", references)
+        named = _labels(name, "reference_labels", reference_labels, others)
+        if (*others.shape[:-2], others.shape[-1]) != (*embeddings.shape[:-2], embeddings.shape[-1]):
+            must = f"be [..., M, D] for embeddings of shape {embeddings.shape}"
+            raise ValueError(complaint(name, "references", must, f"shape {others.shape}"))
+        dtype = jnp.promote_types(embeddings.dtype, others.dtype)
+        embeddings, others = embeddings.astype(dtype), others.astype(dtype)
+    scores = _cosines(name, embeddings, others, temperature)
+    same = labels[..., :, None] == named[..., None, :]
+    itself = jnp.broadcast_to(jnp.eye(*same.shape[-2:], dtype=bool), same.shape)
     return scores, same, itself
 
 
@@ -165,6 +184,9 @@ def circle_loss(
     *,
     gamma: Scalar = 80.0,
     margin: Scalar = 0.4,
+    references: Any = None,
+    reference_labels: Any = None,
+    remove_diagonal: bool = True,
 ) -> jax.Array:
     """Each pair pulls the harder, the farther it is from where it should be; one value per embedding.
 
@@ -178,28 +200,33 @@ def circle_loss(
       labels: [..., N], integer; equal ones make a positive pair.
       gamma: γ > 0.
       margin: m.
+      references: [..., M, D], what embeddings are compared with; None for each other.
+      reference_labels: [..., M], integer; with references only.
+      remove_diagonal: whether the i-th embedding and the i-th reference make no positive pair, being the same.
 
     Returns:
       [..., N], float32 for half-precision input.
 
     Raises:
       ValueError: shapes do not fit, or γ is not positive.
-      TypeError: embeddings are not floating, or labels not integer.
+      TypeError: embeddings are not floating, labels not integer, or remove_diagonal is not bool.
 
     Example:
       >>> circle_loss(jnp.eye(2)[jnp.array([0, 0, 1])], jnp.array([0, 0, 1]), gamma=1.0, margin=0.0)
       Array([0.6931472, 0.6931472, 0.       ], dtype=float32)
 
     Source: Sun et al. 2020, arXiv:2002.10857.
-    Differs from: Keras, which takes embeddings of length 1 as they are, and references of their own.
+    Differs from: Keras, which takes embeddings of length 1 as they are.
     """
     check_scalar("circle_loss", "margin", margin)
-    cosines, same, itself = _compared("circle_loss", embeddings, labels, 1.0)
+    if not isinstance(remove_diagonal, bool):
+        raise TypeError(complaint("circle_loss", "remove_diagonal", "be True or False", f"{remove_diagonal!r}"))
+    cosines, same, itself = _compared("circle_loss", embeddings, labels, 1.0, references, reference_labels)
     check_scalar("circle_loss", "gamma", gamma, within=POSITIVE)
     gamma, margin = (jnp.asarray(x, cosines.dtype) for x in (gamma, margin))
     gap = jnp.where(cosines > 1, 0.0, 1 - cosines)
     pull = gamma * (gap - margin) * (gap + margin)
     push = gamma * jnp.where(gap > 1 + margin, 0.0, 1 + margin - gap) * (1 - margin - gap)
-    total = log_sum(same & ~itself, pull, -1) + log_sum(~same, push, -1)
+    total = log_sum(same & ~(itself & remove_diagonal), pull, -1) + log_sum(~same, push, -1)
     none = total == -jnp.inf
     return jnp.where(none, 0.0, jax.nn.softplus(jnp.where(none, 0.0, total)))
