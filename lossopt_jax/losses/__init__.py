@@ -4,6 +4,11 @@ Predictions come first. Nothing broadcasts between predictions and targets, half
 float32, and every loss is in `registry` by its name and aliases, with what it is in `.spec`.
 """
 
+from lossopt_jax.losses._adaptive import (
+    adaptive_log_softmax,
+    adaptive_softmax_init,
+    adaptive_softmax_loss,
+)
 from lossopt_jax.losses._angular import (
     arcface_loss,
     cosface_loss,

@@ -18,48 +18,26 @@ from lossopt_jax._core import (
     compute_dtype,
     zeros_alike,
 )
+from lossopt_jax.losses._chunks import (
+    by_chunks,
+    check_class_labels,
+    chunk_size_of,
+    counted,
+    logits_of,
+    matrices,
+    per_token,
+    product,
+)
 from lossopt_jax.losses._crossentropy import (
     capped,
     sigmoid_binary_cross_entropy,
     softmax_cross_entropy_with_integer_labels,
 )
 from lossopt_jax.losses._divergences import kl_divergence_with_log_targets
-from lossopt_jax.losses._lift import check_labels
 from lossopt_jax.losses._reductions import mean
 from lossopt_jax.losses._softmax import below_top, exponential
 
 _Values = Callable[[jax.Array, Any, Any], jax.Array]
-
-
-def _product(left: jax.Array, right: jax.Array, axes: tuple[int, int]) -> jax.Array:
-    """A matrix product of operands as they are stored, summed in float32 or better."""
-    dtype = np.promote_types(left.dtype, right.dtype)
-    return jax.lax.dot_general(
-        left.astype(dtype),
-        right.astype(dtype),
-        (((axes[0],), (axes[1],)), ((), ())),
-        preferred_element_type=compute_dtype(dtype),
-    )
-
-
-def _logits(hidden: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
-    logits = _product(hidden, kernel, (1, 0))
-    return logits if bias is None else logits + jnp.broadcast_to(bias, logits.shape).astype(logits.dtype)
-
-
-def _by_chunks(step: Callable[[Any, Any], Any], carry: Any, tokens: Any, size: int) -> tuple[Any, Any]:
-    """`lax.scan` over chunks of the leading axis; what is left over is a shorter chunk, so nothing is padded."""
-    count = jax.tree.leaves(tokens)[0].shape[0]
-    whole = count // size
-    outputs = []
-    if whole:
-        chunks = jax.tree.map(lambda x: x[: whole * size].reshape(whole, size, *x.shape[1:]), tokens)
-        carry, out = jax.lax.scan(step, carry, chunks)
-        outputs.append(jax.tree.map(lambda x: x.reshape(whole * size, *x.shape[2:]), out))
-    if whole * size < count:
-        carry, out = step(carry, jax.tree.map(lambda x: x[whole * size :], tokens))
-        outputs.append(out)
-    return carry, jax.tree.map(lambda *parts: jnp.concatenate(parts), *outputs)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
@@ -81,9 +59,9 @@ def _mean_over_tokens(
 
     def step(carry: None, chunk: Any) -> tuple[None, jax.Array]:
         h, token = chunk
-        return carry, values_of(_logits(h, kernel, bias), token, constants)
+        return carry, values_of(logits_of(h, kernel, bias), token, constants)
 
-    _, values = _by_chunks(step, None, (hidden, tokens), size)
+    _, values = by_chunks(step, None, (hidden, tokens), size)
     return mean(values, weights=weights)
 
 
@@ -102,15 +80,15 @@ def _forward(
 
     def step(sums: Any, chunk: Any) -> Any:
         h, token, weight = chunk
-        values, back = jax.vjp(lambda z: values_of(z, token, constants), _logits(h, kernel, bias))
+        values, back = jax.vjp(lambda z: values_of(z, token, constants), logits_of(h, kernel, bias))
         (slope,) = back(weight.astype(values.dtype))
         low = slope.astype(np.promote_types(h.dtype, kernel.dtype))
-        of_kernel = sums[0] + _product(h, low, (0, 0))
+        of_kernel = sums[0] + product(h, low, (0, 0))
         of_bias = None if bias is None else sums[1] + jnp.sum(slope, 0).astype(wide)
-        return (of_kernel, of_bias), (values, _product(low, kernel, (1, 1)))
+        return (of_kernel, of_bias), (values, product(low, kernel, (1, 1)))
 
     zeros = jax.tree.map(lambda x: zeros_alike(x).astype(wide), (kernel, bias))
-    (of_kernel, of_bias), (values, of_hidden) = _by_chunks(step, zeros, (hidden, tokens, w), size)
+    (of_kernel, of_bias), (values, of_hidden) = by_chunks(step, zeros, (hidden, tokens, w), size)
     of_hidden = of_hidden if axis_name is None else jax.lax.psum(of_hidden, axis_name)
     loss = mean(values, weights=w)
     # empty arrays that remember dtypes
@@ -132,42 +110,6 @@ def _backward(values_of: _Values, size: int, axis_name: str | None, residuals: A
 _mean_over_tokens.defvjp(_forward, _backward)
 
 
-def _matrices(name: str, hidden: Any, kernel: Any, bias: Any) -> tuple[jax.Array, ...]:
-    """Hidden states as [T, D], a kernel [D, V] and a bias [V], checked."""
-    hidden, kernel = jnp.asarray(hidden), jnp.asarray(kernel)
-    bias = None if bias is None else jnp.asarray(bias)
-    for argument, array in (("hidden", hidden), ("kernel", kernel), ("bias", bias)):
-        if array is not None and not jnp.issubdtype(array.dtype, jnp.floating):
-            raise TypeError(
-                complaint(name, argument, "be floating", f"{array.dtype}", "cast with .astype(jnp.float32)")
-            )
-    if not hidden.ndim:
-        raise ValueError(complaint(name, "hidden", "be [..., D]", "a scalar"))
-    if kernel.ndim != 2 or kernel.shape[0] != hidden.shape[-1] or not kernel.shape[1]:
-        must = f"be [D, V] with D = {hidden.shape[-1]}, the last axis of hidden {hidden.shape}, and V ≥ 1"
-        raise ValueError(complaint(name, "kernel", must, f"{kernel.shape}"))
-    if bias is not None and bias.shape != kernel.shape[1:]:
-        raise ValueError(complaint(name, "bias", f"have the shape {kernel.shape[1:]} of the logits", f"{bias.shape}"))
-    return hidden.reshape(-1, hidden.shape[-1]), kernel, bias
-
-
-def _per_token(name: str, argument: str, array: Any, batch: tuple[int, ...]) -> jax.Array:
-    array = jnp.asarray(array)
-    if array.shape != batch:
-        must = f"have the shape of hidden without its last axis, {batch}"
-        raise ValueError(complaint(name, argument, must, f"{array.shape}", "nothing broadcasts"))
-    return array.reshape(-1)
-
-
-def _chunk(name: str, size: int | None, tokens: int, features: int) -> int:
-    """As many tokens as make the logits about as large as the kernel, whose gradient is kept anyway."""
-    if size is None:
-        return max(1, min(tokens, min(max(features, 128), 1024)))
-    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-        raise ValueError(complaint(name, "chunk_size", "be an integer ≥ 1 or None", f"{size!r}"))
-    return max(1, min(size, tokens))
-
-
 def _check_options(name: str, label_smoothing: Any, z_loss: Any, softcap: Any) -> dict[str, Any]:
     check_scalar(name, "label_smoothing", label_smoothing, within=UNIT)
     check_scalar(name, "z_loss", z_loss, within=NONNEGATIVE)
@@ -184,14 +126,6 @@ def _split(options: dict[str, Any]) -> tuple[tuple[tuple[str, Any], ...], dict[s
 
 def _of_labels(options: tuple[tuple[str, Any], ...], logits: jax.Array, labels: jax.Array, constants: Any) -> jax.Array:
     return softmax_cross_entropy_with_integer_labels(logits, labels, **dict(options), **constants)
-
-
-def _counted(name: str, labels: Any, batch: tuple[int, ...], weights: Any, ignored: Any, dtype: Any) -> Any:
-    labels = _per_token(name, "labels", labels, batch)
-    if weights is not None:
-        weights = as_compute(_per_token(name, "weights", weights, batch))
-    weights = jnp.ones(labels.shape, dtype) if weights is None else weights
-    return labels, weights if ignored is None else jnp.where(labels == ignored, 0.0, weights)
 
 
 def mean_linear_softmax_cross_entropy(
@@ -248,13 +182,13 @@ def mean_linear_softmax_cross_entropy(
     """
     name = "mean_linear_softmax_cross_entropy"
     batch = jnp.shape(hidden)[:-1]
-    flat, kernel, bias = _matrices(name, hidden, kernel, bias)
+    flat, kernel, bias = matrices(name, hidden, kernel, bias)
     options = _check_options(name, label_smoothing, z_loss, softcap)
     shards = 1 if axis_name is None else jax.lax.psum(1, axis_name)
-    _check_labels(name, labels, kernel.shape[1] * shards, ignore_index)
+    check_class_labels(name, labels, kernel.shape[1] * shards, ignore_index)
     dtype = compute_dtype(np.promote_types(flat.dtype, kernel.dtype))
-    labels, weights = _counted(name, labels, batch, weights, ignore_index, dtype)
-    size = _chunk(name, chunk_size, *flat.shape)
+    labels, weights = counted(name, labels, batch, weights, ignore_index, dtype)
+    size = chunk_size_of(name, chunk_size, *flat.shape)
     if not flat.shape[0]:
         return jnp.zeros((), dtype)
     flat = jnp.where((weights == 0)[:, None], 0.0, flat).astype(flat.dtype)
@@ -310,17 +244,6 @@ def _over_shards_backward(axis_name: str, slope: jax.Array, cotangent: jax.Array
 _over_shards.defvjp(_over_shards_forward, _over_shards_backward)
 
 
-def _check_labels(name: str, labels: Any, classes: int, ignored: int | None) -> None:
-    if ignored is not None and (isinstance(ignored, bool) or not isinstance(ignored, int | np.integer)):
-        raise TypeError(complaint(name, "ignore_index", "be an int or None", f"{ignored!r}"))
-    dtype = jnp.asarray(labels).dtype
-    if not jnp.issubdtype(dtype, jnp.integer):
-        raise TypeError(
-            complaint(name, "labels", "be integer class indices", f"{dtype}", "cast with .astype(jnp.int32)")
-        )
-    check_labels(name, "labels", labels, classes, ignored)
-
-
 def linear_softmax_cross_entropy(
     hidden: Any,
     kernel: Any,
@@ -363,11 +286,11 @@ def linear_softmax_cross_entropy(
     """
     name = "linear_softmax_cross_entropy"
     batch = jnp.shape(hidden)[:-1]
-    flat, kernel, bias = _matrices(name, hidden, kernel, bias)
+    flat, kernel, bias = matrices(name, hidden, kernel, bias)
     options = _check_options(name, label_smoothing, z_loss, softcap)
-    _check_labels(name, labels, kernel.shape[1], ignore_index)
+    check_class_labels(name, labels, kernel.shape[1], ignore_index)
     dtype = compute_dtype(np.promote_types(flat.dtype, kernel.dtype))
-    labels, weights = _counted(name, labels, batch, None, ignore_index, dtype)
+    labels, weights = counted(name, labels, batch, None, ignore_index, dtype)
     if not flat.shape[0]:
         return jnp.zeros(batch, dtype)
     flat = jnp.where((weights == 0)[:, None], 0.0, flat).astype(flat.dtype)
@@ -376,13 +299,13 @@ def linear_softmax_cross_entropy(
 
     @jax.checkpoint
     def values(h: jax.Array, y: jax.Array, wide: jax.Array, bias: Any) -> jax.Array:
-        logits = _logits(h, wide.astype(low), bias)
+        logits = logits_of(h, wide.astype(low), bias)
         return softmax_cross_entropy_with_integer_labels(logits, y, ignore_index=ignore_index, **options)
 
     def step(carry: None, chunk: Any) -> tuple[None, jax.Array]:
         return carry, values(*chunk, wide, bias)
 
-    return _by_chunks(step, None, (flat, labels), _chunk(name, chunk_size, *flat.shape))[1].reshape(batch)
+    return by_chunks(step, None, (flat, labels), chunk_size_of(name, chunk_size, *flat.shape))[1].reshape(batch)
 
 
 def clip_loss(
@@ -475,14 +398,14 @@ def siglip_loss(
         return jnp.zeros((), dtype)
     scaled = (u * jnp.asarray(logit_scale, dtype)).astype(u.dtype)
     bias = jnp.broadcast_to(jnp.asarray(logit_bias, dtype), u.shape[:1])
-    size, rows = _chunk("siglip_loss", chunk_size, *u.shape), jnp.arange(u.shape[0])
+    size, rows = chunk_size_of("siglip_loss", chunk_size, *u.shape), jnp.arange(u.shape[0])
     return _mean_over_tokens(_pairs, size, None, scaled, v.T, bias, rows, None, jnp.ones(u.shape[0], dtype))
 
 
 def _from_teacher(logits: jax.Array, teacher: jax.Array, constants: Any) -> jax.Array:
     kernel, temperature = constants
     temperature = jnp.asarray(temperature, logits.dtype)
-    student, taught = (jax.nn.log_softmax(z / temperature) for z in (logits, _logits(teacher, kernel, None)))
+    student, taught = (jax.nn.log_softmax(z / temperature) for z in (logits, logits_of(teacher, kernel, None)))
     return temperature * temperature * kl_divergence_with_log_targets(student, taught.astype(student.dtype))
 
 
@@ -529,21 +452,21 @@ def mean_linear_distillation(
     """
     name = "mean_linear_distillation"
     batch = jnp.shape(hidden)[:-1]
-    flat, kernel, bias = _matrices(name, hidden, kernel, bias)
-    teacher, teacher_kernel, _ = _matrices(name, teacher_hidden, teacher_kernel, None)
+    flat, kernel, bias = matrices(name, hidden, kernel, bias)
+    teacher, teacher_kernel, _ = matrices(name, teacher_hidden, teacher_kernel, None)
     if jnp.shape(teacher_hidden)[:-1] != batch or teacher_kernel.shape[1] != kernel.shape[1]:
         got = f"{jnp.shape(teacher_hidden)} and {teacher_kernel.shape}"
         must = f"be of the tokens {batch} and of V = {kernel.shape[1]} classes"
         raise ValueError(complaint(name, "teacher_hidden and teacher_kernel", must, got))
     check_scalar(name, "temperature", temperature, within=POSITIVE)
     dtype = compute_dtype(np.promote_types(flat.dtype, kernel.dtype))
-    weights = jnp.ones(batch, dtype) if weights is None else as_compute(_per_token(name, "weights", weights, batch))
+    weights = jnp.ones(batch, dtype) if weights is None else as_compute(per_token(name, "weights", weights, batch))
     weights = weights.reshape(-1)
     if not flat.shape[0]:
         return jnp.zeros((), dtype)
     out = (weights == 0)[:, None]
     flat, teacher = (jnp.where(out, 0.0, x).astype(x.dtype) for x in (flat, teacher))
     constants = jax.lax.stop_gradient((teacher_kernel, jnp.asarray(temperature, dtype)))
-    size = _chunk(name, chunk_size, *flat.shape)
+    size = chunk_size_of(name, chunk_size, *flat.shape)
     teacher = jax.lax.stop_gradient(teacher)
     return _mean_over_tokens(_from_teacher, size, None, flat, kernel, bias, teacher, constants, weights)
