@@ -3,12 +3,19 @@
     python benchmarks/losses.py [--repeats 30] [--losses huber_loss ...]
 
 Losses over classes at (8192, 1000), of numbers at (1000000,), in float32. All sides run interleaved in one process,
-minimum of many; "to optax" and "to torch" are our time over theirs. Torch runs its own threads, as many as JAX.
+minimum of many; "to optax" and "to torch" are our time over theirs. Torch runs its own threads, as many as JAX. The
+sides take turns in random order, and idle threads of torch sleep: spinning, they slow down whoever comes next.
 """
 
 import argparse
 import math
+import os
+import random
 import time
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("GOMP_SPINCOUNT", "0")
+os.environ.setdefault("KMP_BLOCKTIME", "0")
 
 import jax
 import jax.numpy as jnp
@@ -95,14 +102,17 @@ if __name__ == "__main__":
     parser.add_argument("--repeats", type=int, default=30)
     parser.add_argument("--losses", nargs="+", default=[name for name in CASES if name in losses.registry])
     chosen = parser.parse_args()
+    order = random.Random(0)
     print("| loss | shape | ours ms | optax ms | to optax | torch ms | to torch |\n" + "|---" * 7 + "|")
     for name in chosen.losses:
         of_optax, of_torch, p, t = CASES[name]
         ours = Jitted(losses.registry[name], p, t)
         theirs = Jitted(of_optax, p, t) if of_optax else None
         torches = Eager(of_torch, p, t) if of_torch else None
+        sides = [side for side in (ours, theirs, torches) if side]
         for _ in range(chosen.repeats):
-            for side in filter(None, (ours, theirs, torches)):
+            order.shuffle(sides)
+            for side in sides:
                 side()
         print(
             f"| {name} | {p.shape} | {ours.best * 1e3:.2f} | {ratio(ours, theirs)} | {ratio(ours, torches)} |",

@@ -1,10 +1,12 @@
 """Angles and distances between vectors, whatever their length."""
 
+import functools
 import math
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 
 from lossopt_jax._core import NONNEGATIVE, POSITIVE, Scalar, concrete
 from lossopt_jax.losses._arithmetic import absolute
@@ -29,6 +31,85 @@ def _pair(where: Any, x: jax.Array, y: jax.Array, axis: int, epsilon: Any) -> An
     if where is not None:
         x, y = jnp.where(where, x, 0.0), jnp.where(where, y, 0.0)
     return *unit_vectors(x, axis, epsilon), *unit_vectors(y, axis, epsilon)
+
+
+def _scale(vectors: jax.Array, axis: int) -> jax.Array:
+    """A power of two near 1 / max|v|: squares of what it multiplies neither overflow nor vanish."""
+    kind = jnp.finfo(vectors.dtype)
+    largest = jnp.max(jnp.abs(vectors), axis, keepdims=True)
+    bounded = jnp.clip(jnp.where(largest > 0, largest, 1.0), 2.0**kind.minexp, 2.0 ** (kind.maxexp - 4))
+    return 1 / jax.lax.reduce_precision(bounded, kind.nexp, 0)
+
+
+def _products(a: jax.Array, b: jax.Array, axis: int) -> tuple[jax.Array, ...]:
+    """Powers of two s and r for each pair of vectors, and ‖s a‖², ‖r b‖², ⟨s a, r b⟩; that axis kept.
+
+    Both are 1 unless a square of some vector leaves the range of numbers: finding them costs more than all the rest.
+    """
+
+    def sums(*pairs: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
+        return tuple(jnp.sum(x * y, axis, keepdims=True) for x, y in pairs)
+
+    def scaled() -> tuple[jax.Array, ...]:
+        s, r = jax.lax.optimization_barrier((_scale(a, axis), _scale(b, axis)))
+        # each product by powers of its own, or XLA writes the scaled vectors down
+        halves = sums((a * s, a * (s / 2)), (b * r, b * (r / 2)), (a * (s / 4), b * (r / 4)))
+        return s, r, 2 * halves[0], 2 * halves[1], 16 * halves[2]
+
+    one = jnp.ones_like(a, shape=[1 if i == axis else size for i, size in enumerate(a.shape)])
+    plain = one, one, *sums((a, a), (b, b), (a, b))
+    safe = 2.0 ** (jnp.finfo(a.dtype).maxexp // 2)
+    usual = [jnp.all((square > 1 / safe) & (square < safe)) for square in plain[2:4]]
+    return jax.lax.cond(usual[0] & usual[1], lambda: plain, scaled)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
+def _cosine(a: jax.Array, b: jax.Array, epsilon: Any, axis: int) -> jax.Array:
+    """⟨a, b⟩ / (max(‖a‖, ε) max(‖b‖, ε)), that axis kept; 0 for a zero vector."""
+    dot, one, two = _measured(a, b, epsilon, axis)
+    return dot / (one.length * two.length)
+
+
+class _Length(NamedTuple):
+    """max(‖s v‖, s ε), 1 for a zero vector; the power of two s; whether ‖v‖ ≥ ε; and whether v is no zero vector."""
+
+    length: jax.Array
+    scale: jax.Array
+    full: jax.Array
+    some: jax.Array
+
+    @staticmethod
+    def of(squares: jax.Array, scale: jax.Array, epsilon: Any) -> "_Length":
+        some = squares > 0
+        length, least = jnp.sqrt(jnp.where(some, squares, 1.0)), epsilon * scale
+        short = length < least
+        return _Length(jnp.where(short, least, length), scale, ~short, some)
+
+
+def _measured(a: jax.Array, b: jax.Array, epsilon: Any, axis: int) -> tuple[jax.Array, _Length, _Length]:
+    s, r, squares_a, squares_b, dot = _products(a, b, axis)
+    return dot, _Length.of(squares_a, s, epsilon), _Length.of(squares_b, r, epsilon)
+
+
+@functools.partial(_cosine.defjvp, symbolic_zeros=True)
+def _cosine_jvp(axis: int, primals: Any, tangents: Any) -> Any:
+    """(b̂ − c â) ȧ / ‖a‖ and the same with a and b exchanged; without c â where ε stands for ‖a‖, 0 where a = 0."""
+    a, b, epsilon = primals
+    value = _cosine(a, b, epsilon, axis)
+    _, of_a, of_b = _measured(a, b, epsilon, axis)
+    total = jnp.zeros_like(value)
+    for (x, own), (y, other), tangent in (((a, of_a), (b, of_b), tangents[0]), ((b, of_b), (a, of_a), tangents[1])):
+        if isinstance(tangent, SymbolicZero):
+            continue
+        towards = jnp.where(own.some, other.scale / (own.length * other.length), 0.0)
+        along = jnp.where(own.full & own.some, own.scale * value / jnp.square(own.length), 0.0)
+        # The barrier changes no value: without it XLA computes a row's numbers once per element.
+        towards, along, scale = jax.lax.optimization_barrier((towards, along, own.scale))
+        total = total + jnp.sum((y * towards - x * along) * scale * tangent, axis, keepdims=True)
+    if not isinstance(tangents[2], SymbolicZero):
+        short = sum((~own.full & own.some).astype(value.dtype) for own in (of_a, of_b))
+        total = total - value * short * tangents[2] / jnp.where(epsilon > 0, epsilon, 1.0)
+    return value, total
 
 
 @loss("CosineSimilarity", task="embedding", event=1, logits=False)
@@ -66,8 +147,9 @@ def cosine_similarity(
     Differs from: optax, which overflows for lengths below 1e-19 and above 1e19, and compares ε² with ‖a‖²; Keras
     returns the negative: `lossopt_jax.keras.losses.cosine_similarity`.
     """
-    a, _, b, _ = _pair(where, predictions, targets, axis, epsilon)
-    return jnp.sum(a * b, axis)
+    if where is not None:
+        predictions, targets = jnp.where(where, predictions, 0.0), jnp.where(where, targets, 0.0)
+    return jnp.squeeze(_cosine(predictions, targets, epsilon, axis), axis)
 
 
 @loss(task="embedding", event=1, logits=False)

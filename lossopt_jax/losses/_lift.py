@@ -71,6 +71,13 @@ class Values:
         below = values <= self.low if self.open else values < self.low
         return ~(below & (self.low > -math.inf)) & ~(values > self.high)
 
+    def broken(self, values: jax.Array, axes: tuple[int, ...], where: Any = None) -> jax.Array:
+        """Whether one of the values along these axes is out of the interval; by extremes: those are fast."""
+        values, some = jax.lax.stop_gradient(values), True if where is None else where
+        least = jnp.min(values, axes, initial=math.inf, where=some) if self.low > -math.inf else math.inf
+        most = jnp.max(values, axes, initial=-math.inf, where=some) if self.high < math.inf else -math.inf
+        return (least <= self.low if self.open else least < self.low) | (most > self.high)
+
 
 Reals: TypeAlias = Annotated[Any, Values()]
 Positive: TypeAlias = Annotated[Any, Values(low=0, open=True)]
@@ -199,6 +206,7 @@ class _Checks:
         axis, rank = options.get("axis"), predictions.ndim
         self.events = tuple(range(rank - spec.event, rank)) if axis is None else (axis,)
         self.axis = rank - 1 if axis is None else axis
+        self.traced: list[tuple[Values, jax.Array]] = []
         self.wrong: list[jax.Array] = []
         self.unknown: jax.Array | None = None
         self.ignored: jax.Array | None = None
@@ -247,8 +255,7 @@ class _Checks:
             return
         values = _values(given)
         if values is None:
-            wrong = ~expects.holds(array)
-            self.wrong.append(jnp.any(wrong) if expects.shape == "class" else wrong)
+            self.traced.append((expects, array))
         elif not (good := expects.holds(values)).all():
             raise ValueError(complaint(self.name, argument, expects.words, float(values[~good].flat[0])))
 
@@ -288,11 +295,13 @@ class _Checks:
             self.wrong.append(~valid & ~out)
         return jnp.where(valid & ~out, labels, -1)
 
-    def _mark(self, wrong: jax.Array, where: Any = None) -> jax.Array:
-        """A factor for each example: NaN where something is wrong, else 1."""
-        if wrong.shape == self.shape:
-            wrong = jnp.any(wrong if where is None else wrong & where, self.events)
-        return jnp.where(jnp.any(wrong, self._elements(wrong)), jnp.nan, 1.0)
+    def _marks(self, where: Any) -> list[jax.Array]:
+        """Factors for each example: NaN where something of it is wrong, else 1."""
+        wrong = [jnp.any(array, self._elements(array)) for array in self.wrong]
+        for expects, array in self.traced:
+            axes = {"class": (0,), "same": self.events, "label": self._elements(array)}[expects.shape]
+            wrong.append(expects.broken(array, axes, where if expects.shape == "same" else None))
+        return [jnp.where(out, jnp.nan, 1.0) for out in wrong]
 
     def _elements(self, array: jax.Array) -> tuple[int, ...]:
         """The axes of an array of labels that are inside an example."""
@@ -303,12 +312,12 @@ class _Checks:
         if self.ignored is not None:
             out = jnp.expand_dims(self.ignored, self.axis)
             arguments[self.first] = jnp.where(out, 0.0, arguments[self.first])
-        marks = [self._mark(wrong, arguments.get("where")) for wrong in self.wrong]
+        marks = self._marks(arguments.get("where"))
         for mark in marks:  # as a factor of the predictions it reaches a gradient that is 0
             wide = jnp.expand_dims(mark, self.events) if mark.ndim else mark
             arguments[self.first] = arguments[self.first] * wide.astype(arguments[self.first].dtype)
         if self.unknown is not None:
-            marks.append(self._mark(self.unknown))
+            marks.append(jnp.where(jnp.any(self.unknown, self._elements(self.unknown)), jnp.nan, 1.0))
         value = maths(**arguments)
         for mark in marks:
             value = value * mark.astype(value.dtype)

@@ -258,10 +258,11 @@ def log_cosh(predictions: Reals, targets: Reals = None):
 
 @jax.custom_jvp
 def _log_cosh(error: jax.Array) -> jax.Array:
+    """−½ log1p(−tanh² e) below 1; |e| + log1p(e^−2|e|) − log 2 above, where tanh gives e^−2|e| = (1−tanh)/(1+tanh)."""
     size = jnp.abs(error)
-    small = jnp.where(size < 1, size, 0.0)
-    near = jnp.log1p(2 * jnp.square(jnp.sinh(0.5 * small)))
-    return jnp.where(size < 1, near, size + (jnp.log1p(jnp.exp(-2 * size)) - 0.6931471805599453))
+    slope, near = jnp.tanh(size), size < 1
+    tail = jnp.log1p(jnp.where(near, -slope * slope, (1 - slope) / (1 + slope)))
+    return jnp.where(near, -0.5 * tail, size + (tail - 0.6931471805599453))
 
 
 @_log_cosh.defjvp

@@ -36,9 +36,9 @@ def _exponentials(logits: jax.Array, axis: int) -> tuple[jax.Array, jax.Array, j
     highest = jnp.max(logits, axis, keepdims=True)
     signed = jnp.where(logits == highest, -1.0, exponential(logits, highest))
     highest, signed = jax.lax.optimization_barrier((highest, signed))
-    size = jnp.abs(signed)
-    ties = jnp.sum(size - signed, axis, keepdims=True) - 2
-    return highest, signed, 0.5 * (jnp.sum(size + signed, axis, keepdims=True) + ties)
+    rest = 0.5 * jnp.sum(jnp.abs(signed) + signed, axis, keepdims=True)
+    tops = jnp.round(rest - jnp.sum(signed, axis, keepdims=True))
+    return highest, signed, rest + jnp.maximum(tops - 1, 0.0)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
