@@ -1,5 +1,6 @@
 """Products and sums that keep what floating point would lose."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -68,3 +69,19 @@ def exp_excess(d: jax.Array) -> jax.Array:
 @exp_excess.defjvp
 def _exp_excess_jvp(primals: Any, tangents: Any) -> Any:
     return exp_excess(*primals), jnp.expm1(primals[0]) * tangents[0]
+
+
+def over_batches(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of arrays whose `vmap` is itself on more leading axes: its `cond` stays one, of the whole batch.
+
+    It names axes from the end, and is differentiated by nobody: it stands in the body of a `custom_jvp`.
+    """
+
+    def batched(size: int, mapped: list[bool], *arrays: jax.Array) -> tuple[Any, Any]:
+        pairs = zip(arrays, mapped, strict=True)
+        out = over_batches(function)(*(x if own else jnp.broadcast_to(x, (size, *x.shape)) for x, own in pairs))
+        return out, jax.tree.map(lambda _: True, out)
+
+    call = jax.custom_batching.custom_vmap(function)
+    call.def_vmap(batched)
+    return call

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
 from lossopt_jax._core import NONNEGATIVE, POSITIVE, Scalar, concrete
-from lossopt_jax.losses._arithmetic import absolute
+from lossopt_jax.losses._arithmetic import absolute, over_batches
 from lossopt_jax.losses._lift import Mask, Reals, loss
 
 
@@ -41,26 +41,39 @@ def _scale(vectors: jax.Array, axis: int) -> jax.Array:
     return 1 / jax.lax.reduce_precision(bounded, kind.nexp, 0)
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _products(a: jax.Array, b: jax.Array, axis: int) -> tuple[jax.Array, ...]:
     """Powers of two s and r for each pair of vectors, and ‖s a‖², ‖r b‖², ⟨s a, r b⟩; that axis kept.
 
     Both are 1 unless a square of some vector leaves the range of numbers: finding them costs more than all the rest.
     """
+    axis -= a.ndim
 
     def sums(*pairs: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
         return tuple(jnp.sum(x * y, axis, keepdims=True) for x, y in pairs)
 
-    def scaled() -> tuple[jax.Array, ...]:
-        s, r = jax.lax.optimization_barrier((_scale(a, axis), _scale(b, axis)))
-        # each product by powers of its own, or XLA writes the scaled vectors down
-        halves = sums((a * s, a * (s / 2)), (b * r, b * (r / 2)), (a * (s / 4), b * (r / 4)))
-        return s, r, 2 * halves[0], 2 * halves[1], 16 * halves[2]
+    def whole(a: jax.Array, b: jax.Array) -> tuple[jax.Array, ...]:
+        def scaled() -> tuple[jax.Array, ...]:
+            s, r = jax.lax.optimization_barrier((_scale(a, axis), _scale(b, axis)))
+            # each product by powers of its own, or XLA writes the scaled vectors down
+            halves = sums((a * s, a * (s / 2)), (b * r, b * (r / 2)), (a * (s / 4), b * (r / 4)))
+            return s, r, 2 * halves[0], 2 * halves[1], 16 * halves[2]
 
-    one = jnp.ones_like(a, shape=[1 if i == axis else size for i, size in enumerate(a.shape)])
-    plain = one, one, *sums((a, a), (b, b), (a, b))
-    safe = 2.0 ** (jnp.finfo(a.dtype).maxexp // 2)
-    usual = [jnp.all((square > 1 / safe) & (square < safe)) for square in plain[2:4]]
-    return jax.lax.cond(usual[0] & usual[1], lambda: plain, scaled)
+        squares_a, squares_b, dot = sums((a, a), (b, b), (a, b))
+        one, safe = jnp.ones_like(dot), 2.0 ** (jnp.finfo(a.dtype).maxexp // 2)
+        usual = [jnp.all((square > 1 / safe) & (square < safe)) for square in (squares_a, squares_b)]
+        return jax.lax.cond(usual[0] & usual[1], lambda: (one, one, squares_a, squares_b, dot), scaled)
+
+    return over_batches(whole)(a, b)
+
+
+@_products.defjvp
+def _products_jvp(axis: int, primals: Any, tangents: Any) -> Any:
+    s, r, squares_a, squares_b, dot = _products(*primals, axis)
+    (a, b), (x, y) = ((one * s, two * r) for one, two in (primals, tangents))
+    pairs = (2 * a * x, 2 * b * y, a * y + x * b)
+    slopes = (jnp.sum(pair, axis, keepdims=True) for pair in pairs)
+    return (s, r, squares_a, squares_b, dot), (jnp.zeros_like(s), jnp.zeros_like(r), *slopes)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(3,))

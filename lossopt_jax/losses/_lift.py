@@ -63,7 +63,7 @@ class Values:
     def words(self) -> str:
         """The interval as a message says it."""
         if self.high < math.inf:
-            return f"be in {'(' if self.open else '['}{self.low:g}, {self.high:g}]"
+            return f"be in {'(' if self.open else '['}{self.low:g}, {self.high:.3g}]"
         return f"be {'>' if self.open else '≥'} {self.low:g}"
 
     def holds(self, values: Any) -> Any:
@@ -197,6 +197,19 @@ def check_labels(name: str, argument: str, given: Any, classes: int, ignored: in
         raise ValueError(complaint(name, argument, must, int(wrong[0]), remedy))
 
 
+def check_values(name: str, argument: str, given: Any, expects: Values, where: Any = None) -> bool:
+    """Refuse concrete values out of their interval; False if they are traced, and so to be looked at in the program."""
+    if expects.low == -math.inf and expects.high == math.inf:
+        return True
+    values, kept = _values(given), True if where is None else _values(where)
+    if values is None or kept is None:
+        return False
+    wrong = values[~expects.holds(values) & kept]
+    if wrong.size:
+        raise ValueError(complaint(name, argument, expects.words, float(wrong.flat[0])))
+    return True
+
+
 class _Checks:
     """The arrays of one call: each is checked, and what is wrong with traced values is kept for the result."""
 
@@ -251,13 +264,8 @@ class _Checks:
         return mask
 
     def _bounded(self, argument: str, expects: Values, given: Any, array: jax.Array) -> None:
-        if expects.low == -math.inf and expects.high == math.inf:
-            return
-        values = _values(given)
-        if values is None:
+        if not check_values(self.name, argument, given, expects):
             self.traced.append((expects, array))
-        elif not (good := expects.holds(values)).all():
-            raise ValueError(complaint(self.name, argument, expects.words, float(values[~good].flat[0])))
 
     def _labels(self, argument: str, given: Any) -> jax.Array:
         """Class indices, int32 or int64, that can be looked up: 0 for what is no class.

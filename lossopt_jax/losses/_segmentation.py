@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from lossopt_jax._core import NONNEGATIVE, POSITIVE, Range, Scalar, as_compute, axes_of, check_scalar, complaint
 from lossopt_jax.losses._arithmetic import event_mean, expm1
-from lossopt_jax.losses._lift import Labels, Reals, Unit, loss
+from lossopt_jax.losses._lift import Labels, Reals, Unit, Values, check_values, loss
 from lossopt_jax.losses._margins import Encoding, positive_part, signed_targets
 from lossopt_jax.losses._softmax import softmax
 
@@ -17,8 +17,15 @@ Classes = Literal["present", "all"]
 _REDUCTIONS = {"mean": lambda x: jnp.mean(x, -1), "sum": lambda x: jnp.sum(x, -1), "none": lambda x: x}
 
 
-def _checked(name: str, predictions: Any, targets: Any, where: Any, **scalars: tuple[Any, Range]) -> Any:
-    predictions, targets = jnp.asarray(predictions), jnp.asarray(targets)
+_SHARES = Values(low=0, high=1)
+_CHANCES = Values(low=0, high=1 + 1e-3)  # a softmax rounds
+
+
+def _checked(
+    name: str, given: Any, wanted: Any, where: Any, activation: str | None, **scalars: tuple[Any, Range]
+) -> Any:
+    """Predictions, NaN for an example with a traced number out of range, targets and where."""
+    predictions, targets = jnp.asarray(given), jnp.asarray(wanted)
     if not jnp.issubdtype(predictions.dtype, jnp.floating):
         got = f"{predictions.dtype}"
         raise TypeError(complaint(name, "predictions", "be floating", got, "cast with .astype(jnp.float32)"))
@@ -36,7 +43,15 @@ def _checked(name: str, predictions: Any, targets: Any, where: Any, **scalars: t
             raise ValueError(complaint(name, "where", must, f"{where.shape}", "jnp.broadcast_to it"))
     predictions, targets = as_compute(predictions), as_compute(targets)
     dtype = jnp.promote_types(predictions.dtype, targets.dtype)
-    return predictions.astype(dtype), targets.astype(dtype), where
+    predictions, targets = predictions.astype(dtype), targets.astype(dtype)
+    looked_at = [("targets", wanted, targets, _SHARES)]
+    looked_at += [] if activation else [("predictions", given, predictions, _CHANCES)]
+    for argument, array, values, expects in looked_at:
+        if not check_values(name, argument, array, expects, where):
+            broken = expects.broken(values, tuple(range(1, values.ndim)), where)
+            mark = jnp.where(broken, jnp.nan, 1.0).astype(dtype)
+            predictions = predictions * jnp.expand_dims(mark, tuple(range(1, values.ndim)))
+    return predictions, targets, where
 
 
 def _missed(p: Any, q: Any, targets: Any, axes: Any, where: Any, alpha: Any, beta: Any, smooth: Any) -> jax.Array:
@@ -75,12 +90,13 @@ def _per_class(
     """What is missed of each class, and targets as they count."""
     scalars = {k: (v, NONNEGATIVE) for k, v in options.items()}
     _flag(name, apply_softmax=apply_softmax)
-    predictions, targets, where = _checked(name, predictions, targets, where, **scalars)
+    shape = jnp.shape(predictions)
+    activation = ("sigmoid" if shape[-1:] == (1,) else "softmax") if apply_softmax else None
+    predictions, targets, where = _checked(name, predictions, targets, where, activation, **scalars)
     if predictions.ndim < 2 or not predictions.shape[-1]:
         must = "have a batch axis first and at least one class last"
         raise ValueError(complaint(name, "predictions", must, f"shape {predictions.shape}"))
     axes = tuple(range(1, predictions.ndim - 1)) if axis is None else axes_of(name, axis, predictions.ndim)
-    activation = ("sigmoid" if predictions.shape[-1] == 1 else "softmax") if apply_softmax else None
     missed = _missed(*_chances(predictions, activation, where), targets, axes, where, *options.values())
     return missed, targets if where is None else jnp.where(where, targets, 0.0)
 
@@ -120,10 +136,12 @@ def dice_loss(
       where: [N, ..., C], bool, same shape; False takes an element out of the sums, not of its softmax.
 
     Returns:
-      [N], or [N, C] with reduction "none"; float32 for half-precision input.
+      [N], or [N, C] with reduction "none"; float32 for half-precision input; NaN where a traced target or probability
+      of the example is out of range.
 
     Raises:
-      ValueError: shapes do not fit, an unknown reduction, or an option is out of range.
+      ValueError: shapes do not fit, an unknown reduction, or an option or a concrete target or probability is out of
+        range.
       TypeError: predictions are not floating, where or a flag is not bool.
 
     Example:
@@ -172,10 +190,10 @@ def multiclass_generalized_dice_loss(
       where: [N, ..., C], bool, same shape; False takes an element out.
 
     Returns:
-      [], float32 for half-precision input; 0 for an empty batch.
+      [], float32 for half-precision input; 0 for an empty batch; NaN if a traced target or probability is out of range.
 
     Raises:
-      ValueError: shapes differ, or smooth is out of range.
+      ValueError: shapes differ, or smooth or a concrete target or probability is out of range.
       TypeError: predictions are not floating, where or a flag is not bool.
 
     Example:
@@ -205,10 +223,11 @@ def _regions(
     """What is missed of one region per example: all axes but the first."""
     _flag(name, apply_sigmoid=apply_sigmoid)
     scalars = {k: (v, NONNEGATIVE) for k, v in {"alpha": alpha, "beta": beta, "smooth": smooth}.items()}
-    predictions, targets, where = _checked(name, predictions, targets, where, **scalars)
+    activation = "sigmoid" if apply_sigmoid else None
+    predictions, targets, where = _checked(name, predictions, targets, where, activation, **scalars)
     if not predictions.ndim:
         raise ValueError(complaint(name, "predictions", "have a batch axis", "a scalar"))
-    p, q = _chances(predictions, "sigmoid" if apply_sigmoid else None, where)
+    p, q = _chances(predictions, activation, where)
     return _missed(p, q, targets, tuple(range(1, p.ndim)), where, alpha, beta, smooth)
 
 
@@ -229,10 +248,10 @@ def binary_dice_loss(
       where: [N, ...], bool, same shape; False takes an element out.
 
     Returns:
-      [N], float32 for half-precision input.
+      [N], float32 for half-precision input; NaN where a traced target or probability of the example is out of range.
 
     Raises:
-      ValueError: shapes differ, or smooth is out of range.
+      ValueError: shapes differ, or smooth or a concrete target or probability is out of range.
       TypeError: predictions are not floating, where or apply_sigmoid is not bool.
 
     Example:
@@ -269,10 +288,10 @@ def tversky_loss(
       where: [N, ...], bool, same shape; False takes an element out.
 
     Returns:
-      [N], float32 for half-precision input.
+      [N], float32 for half-precision input; NaN where a traced target or probability of the example is out of range.
 
     Raises:
-      ValueError: shapes differ, or an option is out of range.
+      ValueError: shapes differ, or an option or a concrete target or probability is out of range.
       TypeError: predictions are not floating, where or apply_sigmoid is not bool.
 
     Example:
@@ -314,10 +333,10 @@ def focal_tversky_loss(
       where: [N, ...], bool, same shape; False takes an element out.
 
     Returns:
-      [N], float32 for half-precision input.
+      [N], float32 for half-precision input; NaN where a traced target or probability of the example is out of range.
 
     Raises:
-      ValueError: shapes differ, or an option is out of range.
+      ValueError: shapes differ, or an option or a concrete target or probability is out of range.
       TypeError: predictions are not floating, where or apply_sigmoid is not bool.
 
     Example:

@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
+from lossopt_jax.losses._arithmetic import over_batches
+
 
 def below_top(logits: jax.Array, highest: jax.Array) -> jax.Array:
     return jnp.where(logits == highest, 0.0, logits - highest)
@@ -147,13 +149,18 @@ def _with_slope(logits: jax.Array, weights: jax.Array, axis: int) -> tuple[jax.A
 
 def _depth(logits: jax.Array, weights: jax.Array, highest: jax.Array, axis: int) -> jax.Array:
     """Σ t_j (−d_j), where 0 · ∞ = 0. Only infinite logits need a select per class, for which XLA writes an array."""
-    plain = jnp.sum(weights * (highest - logits), axis, keepdims=True)
+    axis -= logits.ndim
 
-    def guarded() -> jax.Array:
-        below = below_top(logits, highest)
-        return jnp.sum(jnp.where(weights == 0, 0.0, -weights * below), axis, keepdims=True)
+    def whole(logits: jax.Array, weights: jax.Array, highest: jax.Array) -> jax.Array:
+        plain = jnp.sum(weights * (highest - logits), axis, keepdims=True)
 
-    return jax.lax.cond(jnp.any(jnp.isnan(plain)), guarded, lambda: plain)
+        def guarded() -> jax.Array:
+            below = below_top(logits, highest)
+            return jnp.sum(jnp.where(weights == 0, 0.0, -weights * below), axis, keepdims=True)
+
+        return jax.lax.cond(jnp.any(jnp.isnan(plain)), guarded, lambda: plain)
+
+    return over_batches(whole)(logits, weights, highest)
 
 
 @_with_slope.defjvp

@@ -437,6 +437,30 @@ def test_l23_generalized_divergence_of_what_is_near():
     assert losses.generalized_kl_divergence(log_p, t) == pytest.approx(float(exact), rel=2e-3)
 
 
+def test_l23_divergence_of_probabilities_that_are_near():
+    generator = np.random.default_rng(0)
+    for size in (4, 30, 1000):
+        t = generator.dirichlet(np.ones(size), 5).astype(np.float32)
+        t[0, :2] = 0, 1e-30
+        p = t * np.exp(np.geomspace(1e-4, 1.0, 5)[:, None] * generator.normal(size=t.shape))
+        p = (p / p.sum(-1, keepdims=True)).astype(np.float32)
+        exact = [
+            float(
+                mp.fsum(mp.mpf(float(b)) * mp.log(mp.mpf(float(b)) / float(a)) for a, b in zip(*row, strict=True) if b)
+            )
+            for row in zip(p, t, strict=True)
+        ]
+        for f in (losses.kullback_leibler_divergence, jax.jit(losses.kullback_leibler_divergence)):
+            np.testing.assert_allclose(f(p, t), exact, rtol=1e-5)
+    p, t = jnp.float32([0.2501, 0.2499, 0.25, 0.25]), jnp.full(4, 0.25)
+    value, gradient = jax.value_and_grad(losses.kullback_leibler_divergence, (0, 1))(p, t)
+    quarter = mp.mpf(1) / 4
+    exact = mp.fsum(quarter * mp.log(quarter / float(x)) for x in p)
+    assert value == pytest.approx(float(exact), rel=4 * u)
+    np.testing.assert_allclose(gradient[0], [float(-quarter / float(x)) for x in p], rtol=2 * u)
+    np.testing.assert_allclose(gradient[1], [float(1 + mp.log(quarter / float(x))) for x in p], rtol=4 * u)
+
+
 def test_poisson_of_a_rate_of_nothing():
     value, gradient = jax.value_and_grad(losses.poisson)(jnp.array([0.0]), jnp.array([3.0]))
     np.testing.assert_allclose([value, gradient[0]], [90 * np.log(10), -3e30], rtol=4 * u)

@@ -62,6 +62,42 @@ def test_tversky_is_the_papers(x64):
     assert np.isfinite(gradient).all()
 
 
+REGIONS = ["dice_loss", "binary_dice_loss", "tversky_loss", "focal_tversky_loss", "multiclass_generalized_dice_loss"]
+
+
+@pytest.mark.parametrize("name", REGIONS)
+def test_numbers_that_are_no_share_are_never_averaged(name):
+    flag = {"dice_loss": "apply_softmax", "multiclass_generalized_dice_loss": "apply_softmax"}.get(
+        name, "apply_sigmoid"
+    )
+    p = jnp.asarray(jax.nn.softmax(LOGITS), jnp.float32)
+    t, where = jnp.asarray(HOT, jnp.float32), jnp.asarray(WHERE)
+    place = tuple(np.argwhere(WHERE[1])[0])
+    out, hidden = (1, *place), (1, *np.argwhere(~WHERE[1])[0])
+    for argument, low, high in (("targets", -0.1, 1.1), ("predictions", -0.1, 1.2)):
+        for wrong in (low, high):
+            for index, where_ in ((out, None), (out, where), (hidden, where)):
+                given = {"predictions": p, "targets": t}
+                given[argument] = given[argument].at[index].set(wrong)
+
+                def call(given, where_=where_):
+                    return getattr(losses, name)(**given, where=where_, **{flag: False})
+
+                expected = np.array([False, where_ is None or index == out])
+                expected = expected if name != "multiclass_generalized_dice_loss" else expected.any()
+                value = jax.jit(call)(given)
+                gradient = jax.jit(jax.grad(lambda g, call=call: call(g).sum()))(given)["predictions"]
+                np.testing.assert_array_equal(np.isnan(value), np.broadcast_to(expected, value.shape))
+                assert bool(jnp.isnan(gradient[1]).all()) == expected.any()
+                if expected.any():
+                    with pytest.raises(ValueError, match=rf"{name}: {argument} must be in \[0, 1\]"):
+                        call(given)
+                else:
+                    call(given)
+    logits = getattr(losses, name)(jnp.asarray(LOGITS, jnp.float32), t)
+    assert jnp.isfinite(logits).all()
+
+
 def test_lovasz_is_the_jaccard_loss_of_what_is_wrong(x64):
     """The surrogate of a set function equals it on sets: margins of 0 and 1."""
     bits = np.array(np.meshgrid(*[[0, 1]] * 6)).reshape(6, -1).T
