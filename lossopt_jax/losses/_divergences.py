@@ -79,6 +79,9 @@ def kl_divergence(log_predictions: Reals, targets: Nonnegative, axis: int = -1, 
 
     Gradient: −t with respect to log p; 1 + log t − log p with respect to t, 0 where t = 0.
 
+    Logarithms are rounded before they come here, which counts where p and t are near: `kullback_leibler_divergence`
+    of probabilities and `distillation_loss` of logits keep those digits.
+
     Args:
       log_predictions: [..., C], logarithms of probabilities, as `jax.nn.log_softmax` returns; −∞ where t = 0 is free.
       targets: [..., C], same shape, probabilities, ≥ 0.
