@@ -47,7 +47,7 @@ def _products(a: jax.Array, b: jax.Array, axis: int) -> tuple[jax.Array, ...]:
 
     Both are 1 unless a square of some vector leaves the range of numbers: finding them costs more than all the rest.
     """
-    axis -= a.ndim
+    axis = axis % a.ndim - a.ndim
 
     def sums(*pairs: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
         return tuple(jnp.sum(x * y, axis, keepdims=True) for x, y in pairs)

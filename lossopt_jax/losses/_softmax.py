@@ -149,7 +149,7 @@ def _with_slope(logits: jax.Array, weights: jax.Array, axis: int) -> tuple[jax.A
 
 def _depth(logits: jax.Array, weights: jax.Array, highest: jax.Array, axis: int) -> jax.Array:
     """Σ t_j (−d_j), where 0 · ∞ = 0. Only infinite logits need a select per class, for which XLA writes an array."""
-    axis -= logits.ndim
+    axis = axis % logits.ndim - logits.ndim
 
     def whole(logits: jax.Array, weights: jax.Array, highest: jax.Array) -> jax.Array:
         plain = jnp.sum(weights * (highest - logits), axis, keepdims=True)
