@@ -539,3 +539,11 @@ def test_l23_a_student_near_its_teacher():
     wide = [np.float64(x) - np.log(np.exp(np.float64(x)).sum()) for x in (student, teacher)]
     exact = np.sum(np.exp(wide[1]) * (np.expm1(wide[0] - wide[1]) - (wide[0] - wide[1])))
     assert losses.distillation_loss(student, teacher) == pytest.approx(exact, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["softmax_cross_entropy", "cosine_similarity"])
+def test_a_vmap_chooses_once_for_the_whole_batch(name):
+    """A `cond` under `vmap` is a select of both sides, which costs both."""
+    f, x = losses.registry[name], jnp.ones((4, 3))
+    for call in (f, jax.vmap(f), jax.vmap(jax.grad(f))):
+        assert " cond[" in str(jax.make_jaxpr(call)(x, x))

@@ -89,6 +89,7 @@ def test_numbers_that_are_no_share_are_never_averaged(name):
                 gradient = jax.jit(jax.grad(lambda g, call=call: call(g).sum()))(given)["predictions"]
                 np.testing.assert_array_equal(np.isnan(value), np.broadcast_to(expected, value.shape))
                 assert bool(jnp.isnan(gradient[1]).all()) == expected.any()
+                assert jnp.isfinite(gradient[0]).all() or value.ndim == 0
                 if expected.any():
                     with pytest.raises(ValueError, match=rf"{name}: {argument} must be in \[0, 1\]"):
                         call(given)
