@@ -459,6 +459,9 @@ def test_l23_divergence_of_probabilities_that_are_near():
     assert value == pytest.approx(float(exact), rel=4 * u)
     np.testing.assert_allclose(gradient[0], [float(-quarter / float(x)) for x in p], rtol=2 * u)
     np.testing.assert_allclose(gradient[1], [float(1 + mp.log(quarter / float(x))) for x in p], rtol=4 * u)
+    value = losses.kullback_leibler_divergence(jnp.float32([0.359375, 0.640625]), jnp.float32([0.25, 0.75]))
+    exact = mp.log(mp.mpf(0.25) / 0.359375) / 4 + 3 * mp.log(mp.mpf(0.75) / 0.640625) / 4
+    assert value == pytest.approx(float(exact), rel=8 * u)
 
 
 def test_poisson_of_a_rate_of_nothing():
